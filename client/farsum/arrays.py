@@ -1,0 +1,71 @@
+"""Arrays as a LazyTensor holds them: what each argument is, and how to recognise it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farsum_kernels.errors import DtypeError
+from farsum_kernels.formula.expr import I, J, P
+from farsum_kernels.job import DTYPES
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Input:
+    """One input of a formula: rows of x_i (..., M, D), of y_j (..., N, D), or a parameter (..., D).
+
+    A loose input is a Python number or list: it has no dtype of its own and takes that of the job.
+    """
+
+    array: Array
+    category: int
+    loose: bool = False
+
+    @property
+    def key(self) -> object:
+        """Equal for two inputs that read the same memory in the same way: they are then one variable."""
+        if self.loose:
+            return id(self)
+        face = self.array.__array_interface__
+        return face["data"][0], self.array.shape, self.array.strides, self.array.dtype.str, self.category
+
+    @property
+    def dim(self) -> int:
+        return int(self.array.shape[-1])
+
+    @property
+    def rows(self) -> int:
+        return int(self.array.shape[-2])
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        return self.array.shape[: -1 if self.category == P else -2]
+
+    def swapped(self) -> Input:
+        """The same rows along the other axis."""
+        return Input(self.array, (J, I, P)[self.category], self.loose)
+
+
+def is_number(x: object) -> bool:
+    """A Python or NumPy real number; not a bool."""
+    return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
+
+
+def checked(x: Array, what: str = "the array") -> Array:
+    """The array, if its dtype is one that is computed in."""
+    if x.dtype.name not in DTYPES:
+        raise DtypeError(
+            f"{what} of shape {x.shape} has dtype {x.dtype}; supported are {' and '.join(DTYPES)}: "
+            f"convert it, e.g. with .astype('float32')"
+        )
+    return x
+
+
+def loose(values: Any) -> Input:
+    """A parameter from Python numbers."""
+    return Input(np.atleast_1d(np.asarray(values, np.float64)), P, loose=True)

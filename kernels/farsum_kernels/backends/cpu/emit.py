@@ -1,0 +1,269 @@
+"""Scalar code to vector code: each value where its scope says, once.
+
+Rows ride in SIMD lanes; columns are broadcast. A value is emitted in the outermost frame in which all
+that it depends on is known, and found again from every frame inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+from farsum_kernels.backends.cpu.text import Function
+from farsum_kernels.backends.cpu.vector import LARGEST, LLVM, Shape, Value, Vec
+from farsum_kernels.formula.lower import Program
+from farsum_kernels.scalar.ir import LEAVES, Affine, Block, Instr, Loop, Prim, Scope, Val, fold, number
+
+Key = tuple[int, int, int]  # instruction, vector of rows, column
+DIMENSION_UNROLL = 2  # steps of a dimension loop that are written out
+
+
+def run_rule(vec: Vec, args: Sequence[Value], rule: Callable[[list[Val]], Sequence[Val]]) -> list[Value]:
+    """Emit a rule of the scalar IR on values at hand."""
+    block = Block(spoken=LLVM)
+    outputs = rule([block.arg(n) for n in range(len(args))])
+    scalar = vec.shape.scalar
+
+    def leaf(instr: Instr) -> Value:
+        if instr.prim is Prim.ARG:
+            return args[instr.imm]
+        return Value(vec.shape.number(number(instr.imm, -LARGEST[scalar], LARGEST[scalar])), "f")
+
+    table = {prim: partial(say, vec) for prim, say in LLVM.items()}
+    values = fold(block.code, table, leaf)
+    return [values[v.index] for v in outputs]
+
+
+@dataclass
+class Frame:
+    """A place in the text from which values are visible: those emitted in it and around it."""
+
+    loops: dict[Loop, str] = field(default_factory=dict)
+    values: dict[Key, Value] = field(default_factory=dict)
+    pointers: dict[tuple[int, int], str] = field(default_factory=dict)
+
+
+class Emitter:
+    """Emits the values of a program into a function.
+
+    lane      the symbol whose rows ride in the lanes
+    rows      how many vectors of rows; `columns` at a time are set by `block_of`
+    """
+
+    def __init__(self, fn: Function, program: Program, shape: Shape, lane: str, rows: int) -> None:
+        self.fn = fn
+        self.program = program
+        self.shape = shape
+        self.vec = Vec(fn, shape)
+        self.lane = lane
+        self.rows = rows
+        self.columns = 0
+        self.column = ""  # the first column at hand
+        self.bases: list[str] = []  # pointer to the first row of each slot
+        self.tiles: dict[int, str] = {}  # slot -> its rows, transposed to [component][row]
+        self.packed: dict[int, int] = {}  # column-level value -> slot that holds it ready made
+        self.dims = [v.params[1] for v in program.slots]
+        self._frames = [Frame()]
+        self._table = {prim: partial(say, self.vec) for prim, say in LLVM.items()}
+
+    # ── frames ────────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def frame(self, loop: Loop | None = None, counter: str = "") -> Iterator[None]:
+        self._frames.append(Frame({loop: counter} if loop else {}))
+        yield
+        self._frames.pop()
+
+    @contextmanager
+    def block_of(self, column: str, columns: int) -> Iterator[None]:
+        """The columns column … column + columns - 1 are at hand."""
+        with self.frame():
+            self.column, self.columns = column, columns
+            yield
+            self.column, self.columns = "", 0
+
+    def _found(self, key: Key) -> Value | None:
+        for frame in reversed(self._frames):
+            if key in frame.values:
+                return frame.values[key]
+        return None
+
+    def _scope(self, n: int) -> Scope:
+        return self.program.scopes[n]
+
+    def _is_column(self, n: int) -> bool:
+        return any(not isinstance(s, Loop) and s != self.lane for s in self._scope(n))
+
+    def _key(self, n: int, u: int, q: int) -> Key:
+        return n, u if self.lane in self._scope(n) else 0, q if self._is_column(n) else 0
+
+    def _combos(self, n: int) -> list[tuple[int, int]]:
+        us = range(self.rows) if self.lane in self._scope(n) else [0]
+        qs = range(self.columns) if self._is_column(n) else [0]
+        return [(u, q) for q in qs for u in us]
+
+    # ── values ────────────────────────────────────────────────────────────────────────────────────
+
+    def get(self, n: int, u: int = 0, q: int = 0) -> Value:
+        """Value n of the program for row vector u and column q, emitted now if it is not at hand."""
+        key = self._key(n, u, q)
+        if found := self._found(key):
+            return found
+        instr = self.program.code[n]
+        if n in self.packed:
+            made = self._load_column(self.packed[n], Affine(0), q)
+        elif instr.prim is Prim.LOAD:
+            made = self._load(n, u, q)
+        elif instr.prim is Prim.CONST:
+            made = Value(self.shape.number(number(instr.imm, *self._finite_range)), "f")
+        elif instr.prim is Prim.SUM:
+            self._sums(instr.imm, n)
+            made = self._found(key)  # type: ignore[assignment]
+            assert made
+            return made
+        else:
+            made = self._table[instr.prim](*(self.get(a, u, q) for a in instr.args))
+        self._frames[-1].values[key] = made
+        return made
+
+    @property
+    def _finite_range(self) -> tuple[float, float]:
+        top = LARGEST[self.shape.scalar]
+        return -top, top
+
+    def _index(self, k: Affine) -> str:
+        """An index into a row as an i64."""
+        total = str(k.base)
+        for loop, step in k.terms:
+            counter = next(f.loops[loop] for f in reversed(self._frames) if loop in f.loops)
+            term = counter if step == 1 else self.fn.let(f"mul i64 {counter}, {step}")
+            total = term if total == "0" else self.fn.let(f"add i64 {total}, {term}")
+        return total
+
+    def _load(self, n: int, u: int, q: int) -> Value:
+        slot, k = self.program.code[n].imm
+        if self.lane in self._scope(n):
+            return self._load_row(slot, k, u)
+        return self._load_column(slot, k, q) if self._is_column(n) else self._load_parameter(slot, k)
+
+    def _load_row(self, slot: int, k: Affine, u: int) -> Value:
+        # The rows of a task lie transposed in scratch memory, so that a component is one vector load.
+        place = self.fn.let(f"mul i64 {self._index(k)}, {self.rows}")
+        place = self.fn.let(f"add i64 {place}, {u}")
+        pointer = self.fn.let(f"getelementptr {self.shape.f}, ptr {self.tiles[slot]}, i64 {place}")
+        return Value(self.fn.let(f"load {self.shape.f}, ptr {pointer}, align 64"), "f")
+
+    def _load_column(self, slot: int, k: Affine, q: int) -> Value:
+        pointer = self.fn.let(
+            f"getelementptr {self.shape.scalar}, ptr {self._row_pointer(slot, q)}, i64 {self._index(k)}"
+        )
+        return self._broadcast(pointer)
+
+    def _row_pointer(self, slot: int, q: int) -> str:
+        for frame in reversed(self._frames):
+            if found := frame.pointers.get((slot, q)):
+                return found
+        dim = self.dims[slot] if slot < len(self.dims) else 1
+        row = self.column if q == 0 else self.fn.let(f"add i64 {self.column}, {q}")
+        start = row if dim == 1 else self.fn.let(f"mul i64 {row}, {dim}")
+        made = self.fn.let(f"getelementptr {self.shape.scalar}, ptr {self.bases[slot]}, i64 {start}")
+        self._frames[-1].pointers[slot, q] = made
+        return made
+
+    def _load_parameter(self, slot: int, k: Affine) -> Value:
+        return self._broadcast(
+            self.fn.let(f"getelementptr {self.shape.scalar}, ptr {self.bases[slot]}, i64 {self._index(k)}")
+        )
+
+    def _broadcast(self, pointer: str) -> Value:
+        size = self.shape.bits // 8
+        scalar = self.fn.let(f"load {self.shape.scalar}, ptr {pointer}, align {size}")
+        return Value(self.vec.splat(scalar), "f")
+
+    # ── loops over a vector dimension ─────────────────────────────────────────────────────────────
+
+    @cached_property
+    def _stages(self) -> list[int]:
+        """How many sums deep each value is: sums of one stage do not need each other."""
+        stages: list[int] = []
+        for instr in self.program.code:
+            own = 1 if instr.prim is Prim.SUM else 0
+            stages.append(own + max((stages[a] for a in instr.args), default=0))
+        return stages
+
+    def _sums(self, loop: Loop, wanted: int) -> None:
+        """Emit a sum for all rows and columns at hand, together with all that can share its loop."""
+        code = self.program.code
+        group = [
+            n
+            for n, instr in enumerate(code)
+            if instr.prim is Prim.SUM and instr.imm == loop and n not in self.packed
+            and self._stages[n] == self._stages[wanted] and self._scope(n) == self._scope(wanted)
+        ]  # fmt: skip
+        for n in group:
+            self.hoist(code[n].args[0], loop)
+        wants = [(n, u, q) for n in group for u, q in self._combos(n)]
+
+        def step(counter: str, totals: list[str]) -> list[str]:
+            with self.frame(loop, counter):
+                return [
+                    self.vec.binary("fadd", total, self.get(code[n].args[0], u, q).name)
+                    for total, (n, u, q) in zip(totals, wants, strict=True)
+                ]
+
+        def steps(counter: str, totals: list[str]) -> list[str]:
+            for ahead in range(DIMENSION_UNROLL):
+                at = counter if ahead == 0 else self.fn.let(f"add i64 {counter}, {ahead}")
+                totals = step(at, totals)
+            return totals
+
+        even = loop.extent // DIMENSION_UNROLL * DIMENSION_UNROLL
+        zeros = [(self.shape.f, "zeroinitializer")] * len(wants)
+        totals = self.fn.loop("0", str(even), DIMENSION_UNROLL, zeros, steps)
+        for k in range(even, loop.extent):
+            totals = step(str(k), totals)
+        for (n, u, q), total in zip(wants, totals, strict=True):
+            self._frames[-1].values[self._key(n, u, q)] = Value(total, "f")
+
+    def hoist(self, n: int, loop: Loop) -> None:
+        """Emit, before a loop opens, all that is needed inside it and does not change along it."""
+        seen: set[int] = set()
+        stack = [n]
+        while stack:
+            m = stack.pop()
+            if m in seen:
+                continue
+            seen.add(m)
+            instr = self.program.code[m]
+            if loop not in self._scope(m):
+                if instr.prim is not Prim.CONST:
+                    for u, q in self._combos(m):
+                        self.get(m, u, q)
+                continue
+            if instr.prim is Prim.LOAD and self._is_column(m):
+                for q in range(self.columns):
+                    self._row_pointer(instr.imm[0], q)
+            stack.extend(instr.args)
+
+    # ── levels ────────────────────────────────────────────────────────────────────────────────────
+
+    def level(self, scope: Scope) -> None:
+        """Emit every value of exactly this scope."""
+        for n, instr in enumerate(self.program.code):
+            if self._scope(n) == scope and instr.prim is not Prim.CONST:
+                for u, q in self._combos(n):
+                    self.get(n, u, q)
+
+
+def column_values(program: Program, symbol: str) -> list[int]:
+    """The values that depend on a column alone and are computed, not loaded, and are needed elsewhere."""
+    own = {
+        n
+        for n, instr in enumerate(program.code)
+        if program.scopes[n] == {symbol} and instr.prim not in LEAVES
+    }
+    used = {a for n, instr in enumerate(program.code) if n not in own for a in instr.args}
+    used |= set(program.value) | set(program.weight)
+    return sorted(own & used)

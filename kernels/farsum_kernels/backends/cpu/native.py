@@ -1,0 +1,178 @@
+"""LLVM IR text to machine code: compile, keep on disk, load. No compiler, assembler or linker is started.
+
+The IR is already in its final form, so no IR passes run: the same speed at half the latency. Object
+code is kept by the hash of everything that determines it; an entry is verified before it is loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import stat
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+
+from farsum_kernels.plan import Machine
+
+log = logging.getLogger("farsum.cpu")
+
+_DIGEST_BYTES = 16
+_CACHE_BYTES = 256 << 20
+
+
+@cache
+def _initialize() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+@cache
+def host() -> tuple[str, str]:
+    """The name of this CPU and its features, as LLVM spells them.
+
+    The feature string is what protects against a hypervisor that masks features of a known CPU.
+    """
+    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+
+@cache
+def has_feature(name: str) -> bool:
+    return f"+{name}" in host()[1].split(",")
+
+
+def threads_available() -> int:
+    """Threads that this process may use: FARSUM_THREADS, else its CPU set, cut to its cgroup quota."""
+    if chosen := os.environ.get("FARSUM_THREADS"):
+        return max(1, int(chosen))
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, -(-int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no such limit here
+    return max(1, count)
+
+
+def machine(threads: int | None = None) -> Machine:
+    """This machine, as a plan sees it."""
+    if has_feature("avx512f"):
+        vector_bytes, registers = 64, 32
+    elif has_feature("avx2") or has_feature("avx"):
+        vector_bytes, registers = 32, 16
+    else:
+        vector_bytes, registers = 16, 32 if "aarch64" in llvm.get_process_triple() else 16
+    return Machine(vector_bytes, registers, threads or threads_available())
+
+
+def has_scalef() -> bool:
+    """AVX-512 multiplies by powers of two in one saturating instruction."""
+    return has_feature("avx512f")
+
+
+class Library:
+    """Loaded machine code. Its functions live as long as it does."""
+
+    def __init__(self, code: bytes) -> None:
+        # NOTE: a target machine must not serve two engines; reuse ends in a segmentation fault.
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+        self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+
+    def function(self, name: str, *arguments: type) -> ctypes._FuncPointer:  # type: ignore[name-defined]
+        # CFUNCTYPE, unlike PYFUNCTYPE, releases the GIL during the call.
+        kind = ctypes.CFUNCTYPE(None, *arguments)
+        return kind(self._engine.get_function_address(name))
+
+
+def _target_machine() -> llvm.TargetMachine:
+    _initialize()
+    cpu, features = host()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(cpu=cpu, features=features, opt=2, jit=True, codemodel="jitdefault")
+
+
+def _compile(ir: str) -> bytes:
+    machine = _target_machine()
+    module = llvm.parse_assembly(f'target triple = "{llvm.get_process_triple()}"\n{ir}')
+    module.data_layout = str(machine.target_data)
+    module.verify()
+    return machine.emit_object(module)
+
+
+def load(ir: str) -> Library:
+    """The machine code of a module, compiled now or found on disk."""
+    cpu, features = host()
+    text = "\0".join((ir, cpu, features, llvmlite.__version__, ".".join(map(str, llvm.llvm_version_info))))
+    key = hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
+    folder = cache_folder()
+    if folder and (code := _read(folder / key)):
+        return Library(code)
+    code = _compile(ir)
+    if folder:
+        _write(folder / key, code)
+    return Library(code)
+
+
+# ── the cache on disk ─────────────────────────────────────────────────────────────────────────────
+
+
+def cache_folder() -> Path | None:
+    """The folder of compiled kernels: FARSUM_CACHE, else the user's cache; None if it is not safe to use.
+
+    Machine code is loaded from it, so it must belong to this user and be closed to all others.
+    """
+    root = os.environ.get("FARSUM_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "farsum"
+    )
+    folder = Path(root, "cpu")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        log.warning("kernels are not kept on disk: %s", error)
+        return None
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077):
+        log.warning("kernels are not kept on disk: %s is open to other users (wanted: mode 0700)", folder)
+        return None
+    return folder
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    code = data[_DIGEST_BYTES:]
+    if hashlib.blake2b(code, digest_size=_DIGEST_BYTES).digest() != data[:_DIGEST_BYTES]:
+        log.warning("a damaged kernel is compiled again: %s", path.name)
+        return None
+    return code
+
+
+def _write(path: Path, code: bytes) -> None:
+    """Write an entry whole or not at all, whoever else is writing it."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+            file.write(hashlib.blake2b(code, digest_size=_DIGEST_BYTES).digest() + code)
+        os.replace(file.name, path)
+        _prune(path.parent)
+    except OSError as error:
+        log.warning("a kernel is not kept on disk: %s", error)
+
+
+def _prune(folder: Path) -> None:
+    """Forget the entries that were written longest ago, past the size limit."""
+    entries = sorted((e.stat().st_mtime, e.stat().st_size, e.path) for e in os.scandir(folder))
+    excess = sum(size for _, size, _ in entries) - _CACHE_BYTES
+    for _, size, path in entries:
+        if excess <= 0:
+            break
+        os.unlink(path)
+        excess -= size

@@ -1,0 +1,207 @@
+"""Dense NumPy in float64, slow and obvious: the living definition of every formula and reduction.
+
+It also finishes what other backends leave behind: merging and finishing states is a few array
+operations per job, so they share this table instead of writing it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farsum_kernels.formula.lower import Program, lower
+from farsum_kernels.formula.reductions import Kind, Reduction
+from farsum_kernels.job import Extent, Spec, extent_of, output_shapes
+from farsum_kernels.scalar.ir import LEAVES, Block, Instr, Loop, Prim, Val, fold, number
+
+Array = NDArray[Any]
+
+NUMPY: dict[Prim, Callable[..., Any]] = {
+    Prim.NEG: np.negative,
+    Prim.ABS: np.abs,
+    Prim.SQRT: np.sqrt,
+    Prim.EXP: np.exp,
+    Prim.LOG: np.log,
+    Prim.SIN: np.sin,
+    Prim.COS: np.cos,
+    Prim.ADD: np.add,
+    Prim.SUB: np.subtract,
+    Prim.MUL: np.multiply,
+    Prim.DIV: np.divide,
+    Prim.POW: np.power,
+    Prim.MIN: lambda a, b: np.where(np.less(a, b), a, b),
+    Prim.MAX: lambda a, b: np.where(np.greater(a, b), a, b),
+    Prim.LT: np.less,
+    Prim.LE: np.less_equal,
+    Prim.EQ: np.equal,
+    Prim.OR: np.logical_or,
+    Prim.AND: np.logical_and,
+    Prim.SELECT: np.where,
+}
+"""How NumPy says each primitive. SUM is a sum over the axis of its loop."""
+
+# A rule may look at both sides of a choice, and dividing by zero is a value here, not an accident.
+def _quiet() -> np.errstate:
+    return np.errstate(all="ignore")
+
+
+# ── rules on arrays ───────────────────────────────────────────────────────────────────────────────
+
+
+@lru_cache(maxsize=4096)
+def _recorded(rule: Reduction, part: str, states: int) -> tuple[tuple[Instr, ...], tuple[tuple[int, ...], ...]]:
+    """The scalar code of merge or finish, and the places of what it gives."""
+    block = Block(spoken=NUMPY)
+    if part == "merge":
+        args = [block.arg(n) for n in range(2 * states)]
+        groups: tuple[tuple[Val, ...], ...] = (rule.merge(tuple(args[:states]), tuple(args[states:])),)
+    else:
+        groups = rule.finish(tuple(block.arg(n) for n in range(states)))
+    return block.code, tuple(tuple(v.index for v in group) for group in groups)
+
+
+def _run(code: Sequence[Instr], args: Sequence[Array], dtype: np.dtype[Any]) -> list[Any]:
+    limits = np.finfo(dtype)
+
+    def leaf(instr: Instr) -> Any:
+        if instr.prim is Prim.ARG:
+            return args[instr.imm]
+        return np.float64(number(instr.imm, float(limits.min), float(limits.max)))
+
+    with _quiet():
+        return fold(code, NUMPY, leaf)
+
+
+def merge_states(rule: Reduction, a: Sequence[Array], b: Sequence[Array], dtype: np.dtype[Any]) -> list[Array]:
+    """The state of the union of two sets of terms, component by component, in float64."""
+    code, (places,) = _recorded(rule, "merge", len(a))
+    values = _run(code, [*a, *b], dtype)
+    return [np.asarray(values[p]) for p in places]
+
+
+def finish_state(rule: Reduction, state: Sequence[Array], dtype: np.dtype[Any]) -> list[list[Array]]:
+    """The components of each output of a reduction."""
+    code, groups = _recorded(rule, "finish", len(state))
+    values = _run(code, state, dtype)
+    return [[np.asarray(values[p]) for p in group] for group in groups]
+
+
+def merge_lists(rule: Reduction, values: Array, places: Array, k: int) -> tuple[Array, Array]:
+    """The k best of lists along the first axis, best first; of equal ones the earliest place in the list."""
+    ascending = rule.identity(1, 0)[0] == float("inf")
+    order = np.argsort(values if ascending else -values, axis=0, kind="stable")[:k]
+    return np.take_along_axis(values, order, 0), np.take_along_axis(places, order, 0)
+
+
+# ── the dense evaluation ──────────────────────────────────────────────────────────────────────────
+
+
+def run(spec: Spec, arrays: Mapping[int, Array]) -> tuple[Array, ...]:
+    """Evaluate a job on dense arrays in float64. Memory grows with M × N; for tests and definitions."""
+    extent = extent_of(spec, {n: a.shape for n, a in arrays.items()})
+    own = spec.over_j()
+    m, n = (extent.m, extent.n) if spec.axis == 1 else (extent.n, extent.m)
+    program = lower(own.formula, own.weight, unroll=0, spoken=list(NUMPY))
+    inputs = [_batched(np.asarray(arrays[v.params[0]], np.float64), v.params[2] == 2, extent) for v in program.slots]
+    outputs = [np.empty(s, np.int64 if k is Kind.INDEX else np.float64)
+               for s, k in zip(output_shapes(spec, extent), spec.rule.outputs, strict=True)]  # fmt: skip
+    for batch in np.ndindex(*extent.batch):
+        terms, weights = _terms(program, [a[batch] for a in inputs], m, n)
+        for out, value in zip(outputs, _reduce(own, terms, weights), strict=True):
+            out[batch] = value.reshape(out[batch].shape)
+    return tuple(outputs)
+
+
+def _batched(array: Array, parameter: bool, extent: Extent) -> Array:
+    return np.broadcast_to(array, extent.batch + array.shape[-1 if parameter else -2 :])
+
+
+def _terms(program: Program, inputs: Sequence[Array], m: int, n: int) -> tuple[Array, Array]:
+    """F and the weight on all pairs, of shape (m, n, dim)."""
+    loops = sorted({s for scope in program.scopes for s in scope if isinstance(s, Loop)}, key=lambda s: (s.depth, s.extent))
+    axes = {loop: 2 + place for place, loop in enumerate(loops)}
+    rank = 2 + len(loops)
+
+    def along(axis: int, values: Array) -> Array:
+        return values.reshape([-1 if a == axis else 1 for a in range(rank)])
+
+    def leaf(instr: Instr) -> Any:
+        if instr.prim is Prim.CONST:
+            return np.float64(number(instr.imm, np.finfo(float).min, np.finfo(float).max))
+        slot, k = instr.imm
+        index = np.full([1] * rank, k.base)
+        for loop, step in k.terms:
+            index = index + step * along(axes[loop], np.arange(loop.extent))
+        category = program.slots[slot].params[2]
+        if category == 2:
+            return inputs[slot][index]
+        rows = along(category, np.arange(inputs[slot].shape[0]))
+        return inputs[slot][rows, index]
+
+    with _quiet():
+        values: list[Any] = []
+        for instr in program.code:
+            if instr.prim is Prim.SUM:
+                axis, extent = axes[instr.imm], instr.imm.extent
+                term = np.asarray(values[instr.args[0]])
+                values.append(term.sum(axis, keepdims=True) if term.shape[axis] == extent else term * extent)
+            elif instr.prim in LEAVES:
+                values.append(leaf(instr))
+            else:
+                values.append(NUMPY[instr.prim](*(values[a] for a in instr.args)))
+
+    def gathered(places: Sequence[int], loop: Loop | None) -> Array:
+        shape = [m, n] + [1] * len(loops)
+        if loop:
+            shape[axes[loop]] = loop.extent
+        parts = [np.broadcast_to(values[p], shape).reshape(m, n, loop.extent if loop else 1) for p in places]
+        return np.concatenate(parts, axis=-1) if parts else np.empty((m, n, 0))
+
+    return gathered(program.value, program.loop), gathered(program.weight, None)
+
+
+def _reduce(spec: Spec, terms: Array, weights: Array) -> list[Array]:
+    rule, (m, n, dim) = spec.rule, terms.shape
+    dtype = np.dtype(np.float64)
+    if rule.listed:
+        return [_list_output(spec, terms, kind) for kind in rule.outputs]
+    width = weights.shape[-1]
+    block = Block(spoken=NUMPY)
+    args = [block.arg(c) for c in range(dim + width + 1)]
+    lifted = rule.lift(tuple(args[:-1]), args[-1])
+    columns = [terms[..., d] for d in range(dim)] + [weights[..., d] for d in range(width)]
+    values = _run(block.code, [*columns, np.broadcast_to(np.arange(n), (m, n))], dtype)
+    state = [np.broadcast_to(values[v.index], (m, n)) for v in lifted]
+    whole = _fold_columns(rule, state, rule.identity(dim, width), dtype)
+    return [np.stack(np.broadcast_arrays(*group), axis=-1) for group in finish_state(rule, whole, dtype)]
+
+
+def _fold_columns(rule: Reduction, state: list[Array], identity: Sequence[float | str], dtype: np.dtype[Any]) -> list[Array]:
+    """Merge neighbours until one column is left."""
+    rows = state[0].shape[0]
+    limits = np.finfo(dtype)
+    start = [np.full(rows, number(x if isinstance(x, str) else repr(x), float(limits.min), float(limits.max))) for x in identity]
+    while state[0].shape[1] > 1:
+        even = state[0].shape[1] // 2 * 2
+        pairs = merge_states(rule, [s[:, 0:even:2] for s in state], [s[:, 1:even:2] for s in state], dtype)
+        state = [np.concatenate([p, s[:, even:]], axis=1) for p, s in zip(pairs, state, strict=True)]
+    return merge_states(rule, start, [s[:, 0] for s in state], dtype) if state[0].shape[1] else start
+
+
+def _list_output(spec: Spec, terms: Array, kind: Kind) -> Array:
+    worst = float(spec.rule.identity(1, 0)[0])
+    m, n, dim = terms.shape
+    values = np.moveaxis(np.where(np.isnan(terms), worst, terms), 1, 0)
+    places = np.broadcast_to(np.arange(n)[:, None, None], values.shape)
+    # A term as bad as the identity does not enter: its place is 0, as for a list that is not full.
+    places = np.where(values == worst, 0, places)
+    pad = [(0, max(0, spec.k - n)), (0, 0), (0, 0)]
+    values, places = np.pad(values, pad, constant_values=worst), np.pad(places, pad)
+    values, places = merge_lists(spec.rule, values, places, spec.k)
+    chosen = values if kind is Kind.VALUE else places
+    return np.moveaxis(chosen, 0, 1)  # (m, k, dim)
+

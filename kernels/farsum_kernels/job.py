@@ -1,0 +1,241 @@
+"""What is asked and what is answered, and the one seam that every engine has.
+
+Imports nothing but the standard library and the formula language: an array here is anything with
+`shape` and `dtype`. The checks of this module run twice, on the client with the user's own words
+before anything is sent, and on the server, which trusts nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from farsum_kernels.errors import AxisError, DimensionError, DtypeError, FormulaError, FormulaTooLarge, ShapeError
+from farsum_kernels.formula.expr import Expr, I, J, P, check_size, swap_axes, variables
+from farsum_kernels.formula.reductions import Reduction, reduction_named
+
+DTYPES = ("float32", "float64")
+ITEMSIZE = {"float32": 4, "float64": 8, "int64": 8}
+MAX_K = 4096
+AXIS_NAMES = ("i", "j")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run a job; nothing here changes its value.
+
+    deadline_s   give up after so many seconds, None for never
+    progress     called with the finished share, 0 to 1, from the thread that waits
+    """
+
+    deadline_s: float | None = None
+    progress: Callable[[float], None] | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A reduction of a formula: everything about a job but its arrays.
+
+    reduction   a name of formula/reductions.py
+    axis        1 reduces over j and gives a row per i; 0 reduces over i and gives a row per j
+    dtype       the dtype that the arithmetic is done in and that values come back in
+    weight      a second formula, for the reductions that take one
+    k           how many to keep, for the reductions that keep K
+    """
+
+    formula: Expr
+    reduction: str
+    axis: int
+    dtype: str
+    weight: Expr | None = None
+    k: int = 0
+
+    def __post_init__(self) -> None:
+        rule = reduction_named(self.reduction)
+        if self.axis not in (0, 1):
+            raise AxisError(f"axis must be 0 (reduce over i) or 1 (reduce over j), not {self.axis!r}")
+        if self.dtype not in DTYPES:
+            raise DtypeError(f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        if rule.scalar and self.formula.dim != 1:
+            raise DimensionError(
+                f"{self.reduction} reduces scalars; the formula {self.formula} has dimension {self.formula.dim}"
+            )
+        if rule.weighted != (self.weight is not None):
+            need = "needs a weight formula" if rule.weighted else "takes no weight"
+            raise FormulaError(f"{self.reduction} {need}")
+        if rule.listed and not (type(self.k) is int and 1 <= self.k <= MAX_K):
+            raise FormulaError(f"{self.reduction} needs K, an int from 1 to {MAX_K}, not {self.k!r}")
+        if not rule.listed and self.k:
+            raise FormulaError(f"{self.reduction} takes no K; K={self.k} was given")
+        check_size(*self.roots)
+        variables(*self.roots)
+        if rule.listed and self.formula.dim * self.k > 1 << 16:
+            raise FormulaTooLarge(f"{self.reduction} would keep {self.formula.dim} × {self.k} values per row")
+
+    @property
+    def roots(self) -> tuple[Expr, ...]:
+        return (self.formula,) if self.weight is None else (self.formula, self.weight)
+
+    @cached_property
+    def rule(self) -> Reduction:
+        return reduction_named(self.reduction)
+
+    @cached_property
+    def inputs(self) -> dict[int, Expr]:
+        """The variables by index: which argument each is, its dimension and category."""
+        return variables(*self.roots)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Content digest: equal for equal jobs, on every machine."""
+        text = f"{self.reduction}|{self.axis}|{self.dtype}|{self.k}|".encode()
+        return hashlib.blake2b(text + b"|".join(r.digest for r in self.roots), digest_size=16).digest()
+
+    def over_j(self) -> Spec:
+        """The same reduction, written so that it runs over j: i and j trade places if needed."""
+        if self.axis == 1:
+            return self
+        weight = None if self.weight is None else swap_axes(self.weight)
+        return Spec(swap_axes(self.formula), self.reduction, 1, self.dtype, weight, self.k)
+
+    def output_tail(self) -> tuple[int, ...]:
+        """The trailing shape of each result, after batch and row axes."""
+        dim = self.formula.dim if self.weight is None else self.weight.dim
+        if not self.rule.listed:
+            return (dim,)
+        return (self.k,) if dim == 1 else (self.k, dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The sizes of one job: M rows of x, N rows of y, the broadcast batch shape."""
+
+    m: int
+    n: int
+    batch: tuple[int, ...]
+
+    @property
+    def pairs(self) -> int:
+        count = self.m * self.n
+        for b in self.batch:
+            count *= b
+        return count
+
+
+def extent_of(spec: Spec, shapes: Mapping[int, tuple[int, ...]], names: Mapping[int, str] | None = None) -> Extent:
+    """The sizes of a job from the shapes of its arrays, each checked against the formula.
+
+    Rows of category i have shape (*batch, M, D), of category j (*batch, N, D), parameters (*batch, D).
+    A kind that the formula does not use counts as one row. `names` are the user's words for the inputs.
+
+    Raises ShapeError, naming the argument, what was expected, what was received.
+    """
+    rows: dict[int, tuple[int, str]] = {}
+    batch: tuple[int, ...] = ()
+    for index, variable in spec.inputs.items():
+        _, dim, category = variable.params
+        name = (names or {}).get(index) or f"argument {index}"
+        if index not in shapes:
+            raise ShapeError(f"{name} is missing: the formula {spec.formula} uses {variable}")
+        shape = shapes[index]
+        expected = {I: f"(..., M, {dim})", J: f"(..., N, {dim})", P: f"(..., {dim})"}[category]
+        own = 1 if category == P else 2
+        if len(shape) < own or shape[-1] != dim:
+            raise ShapeError(f"{name} has shape {tuple(shape)}; {variable} needs shape {expected}")
+        if category != P:
+            count, first = rows.setdefault(category, (shape[-2], name))
+            if count != shape[-2]:
+                raise ShapeError(
+                    f"{name} has {shape[-2]} rows along {AXIS_NAMES[category]} where {first} has {count}; "
+                    f"all inputs of one axis need the same number of rows"
+                )
+        batch = _broadcast(batch, tuple(shape[: len(shape) - own]), name)
+    return Extent(rows.get(I, (1, ""))[0], rows.get(J, (1, ""))[0], batch)
+
+
+def check_arrays(spec: Spec, arrays: Mapping[int, Any], names: Mapping[int, str] | None = None) -> Extent:
+    """The sizes of a job from its arrays, each checked against the formula and the dtype of the job.
+
+    Raises ShapeError or DtypeError, naming the argument.
+    """
+    for index, array in arrays.items():
+        if str(array.dtype) != spec.dtype:
+            name = (names or {}).get(index) or f"argument {index}"
+            raise DtypeError(
+                f"{name} has dtype {array.dtype} where the job computes in {spec.dtype}; "
+                f"convert it with .astype({spec.dtype!r})"
+            )
+    return extent_of(spec, {index: tuple(array.shape) for index, array in arrays.items()}, names)
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...], name: str) -> tuple[int, ...]:
+    width = max(len(a), len(b))
+    a, b = (1,) * (width - len(a)) + a, (1,) * (width - len(b)) + b
+    if any(p != q and 1 not in (p, q) for p, q in zip(a, b, strict=True)):
+        raise ShapeError(f"{name} has batch dimensions {b}, which do not broadcast with {a}")
+    return tuple(q if p == 1 else p for p, q in zip(a, b, strict=True))
+
+
+def output_shapes(spec: Spec, extent: Extent) -> tuple[tuple[int, ...], ...]:
+    """The shape of each result array: (*batch, M or N, *tail)."""
+    kept = extent.m if spec.axis == 1 else extent.n
+    return ((*extent.batch, kept, *spec.output_tail()),) * len(spec.rule.outputs)
+
+
+def output_dtypes(spec: Spec) -> tuple[str, ...]:
+    """The dtype of each result array: the data dtype, or int64 for indices."""
+    return tuple("int64" if kind.value == "index" else spec.dtype for kind in spec.rule.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayRef:
+    """An array by content: the digest of its C-ordered bytes, and how to read them."""
+
+    digest: bytes
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        size = ITEMSIZE[self.dtype]
+        for d in self.shape:
+            size *= d  # Python integers do not overflow
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a job gives: one array per output of the reduction, and how it was computed."""
+
+    values: tuple[Any, ...]
+    plan: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Prepared(Protocol):
+    """A reduction that is ready to run. Cheap to call, safe to share between threads."""
+
+    spec: Spec
+
+    def run(self, arrays: Mapping[int, Any], options: Options = Options()) -> Result:
+        """Evaluate on the arrays, by variable index, and wait."""
+        ...
+
+    def submit(self, arrays: Mapping[int, Any], options: Options = Options()) -> Future[Result]:
+        """Evaluate without waiting."""
+        ...
+
+
+class Engine(Protocol):
+    """The seam: in process, over gRPC, over Ray. Callers cannot tell which but by its speed."""
+
+    def prepare(self, spec: Spec) -> Prepared:
+        """Make a reduction ready. Equal specs give equally ready answers, compiled once."""
+        ...
+
+    def close(self) -> None: ...
+
+

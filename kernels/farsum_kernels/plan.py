@@ -1,0 +1,130 @@
+"""The plan: how a job is laid over a machine. A value, chosen from shapes and the machine alone.
+
+Same shapes, same machine, same version: same plan, and therefore the same bits. A plan never changes
+what is computed beyond the order of summation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from math import ceil, prod
+
+from farsum_kernels.formula.lower import Program
+from farsum_kernels.formula.reductions import Kind, Reduction
+from farsum_kernels.job import Extent
+from farsum_kernels.scalar.ir import Loop, Prim
+
+TILE = 256  # columns between two flushes of a partial sum into its float64 total
+UNROLL = 6  # vector dimensions up to this are written out; longer ones become loops
+SLICE_S = 0.1  # a slice, between two looks at cancel and deadline, takes about this long at most
+ALONE = 400_000.0  # below so many multiply-adds a second thread costs more than it gives (18 to 57 µs)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a plan must know of a machine: vector width, registers, threads, speed.
+
+    rate   multiply-adds per second of one thread in one lane-wide vector unit, for slicing only
+    """
+
+    vector_bytes: int
+    registers: int
+    threads: int
+    rate: float = 3e9
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The part of a plan that is compiled into the kernel.
+
+    lanes     rows of one vector
+    rows      vectors of rows that a task holds in registers
+    columns   columns that are taken at once
+    tile      columns between two flushes into the float64 totals
+    unroll    vector dimensions up to this are written out
+    """
+
+    lanes: int
+    rows: int
+    columns: int
+    tile: int
+    unroll: int
+
+    @property
+    def task_rows(self) -> int:
+        return self.lanes * self.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One job on one machine.
+
+    layout    what the kernel was compiled for
+    splits    parts that the reduced axis is cut into, merged in order
+    threads   threads that pull tasks
+    slices    cancel and deadline are looked at this often, and other jobs may run in between
+    tasks     units of work that threads pull
+    pairs     M × N × batch
+    """
+
+    layout: Layout
+    splits: int
+    threads: int
+    slices: int
+    tasks: int
+    pairs: int
+
+    @lru_cache(maxsize=1024)  # noqa: B019 - a plan is a small value, and every call asks for this
+    def describe(self) -> Mapping[str, str]:
+        """The plan in words, for `explain` and for the reply."""
+        flat = asdict(self)
+        flat |= flat.pop("layout")
+        return {key: str(value) for key, value in flat.items()}
+
+
+def layout_for(program: Program, rule: Reduction, itemsize: int, machine: Machine) -> Layout:
+    """Register blocking by the kind of work; measured on AVX-512 and AVX2 (docs/decisions)."""
+    lanes = machine.vector_bytes // itemsize
+    wide = machine.registers >= 32
+    looped = any(instr.prim is Prim.SUM and _pairwise(program, n) for n, instr in enumerate(program.code))
+    shifted = rule.block is not None and Kind.WIDE in rule.state(1, 1) and Kind.VALUE in rule.state(1, 1)
+    if program.loop:
+        rows, columns = (1, 8) if wide else (1, 4)
+    elif looped:
+        rows, columns = (3, 4) if wide else (2, 4)
+    elif rule.listed:
+        rows, columns = 1, 4
+    elif shifted:
+        rows, columns = 1, 16 if wide else 8
+    elif rule.gate:
+        rows, columns = (2, 8) if wide else (1, 8)
+    else:
+        rows, columns = (3, 1) if wide else (2, 1)
+    return Layout(lanes, rows, columns, TILE, UNROLL)
+
+
+def _pairwise(program: Program, n: int) -> bool:
+    return sum(not isinstance(s, Loop) for s in program.scopes[n]) == 2
+
+
+def plan_for(layout: Layout, extent: Extent, work_per_pair: float, machine: Machine) -> Plan:
+    """Cut a job into tasks, splits and slices."""
+    batches = prod(extent.batch)
+    row_tiles = ceil(extent.m / layout.task_rows)
+    work = extent.pairs * work_per_pair
+    threads = 1 if work < ALONE * layout.lanes else machine.threads
+    splits = 1
+    column_tiles = max(1, extent.n // layout.tile)
+    if threads > 1 and row_tiles * batches < 4 * threads:
+        # Too few rows to share: cut the columns too.
+        splits = min(column_tiles, ceil(4 * threads / max(1, row_tiles * batches)))
+    seconds = work / (machine.rate * layout.lanes * threads)
+    task_s = seconds * threads / max(1, row_tiles * batches * splits)
+    if task_s > SLICE_S:
+        # One task alone is longer than a slice.
+        splits = min(column_tiles, splits * ceil(task_s / SLICE_S))
+    tasks = row_tiles * batches * splits
+    slices = max(1, min(tasks // max(1, threads), ceil(seconds / SLICE_S)))
+    return Plan(layout, splits, threads, slices, tasks, extent.pairs)

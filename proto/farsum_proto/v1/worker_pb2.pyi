@@ -1,0 +1,94 @@
+from farsum_proto.v1 import farsum_pb2 as _farsum_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Operand(_message.Message):
+    __slots__ = ("index", "shape", "offset", "inline")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    INLINE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    offset: int
+    inline: bytes
+    def __init__(self, index: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., inline: _Optional[bytes] = ...) -> None: ...
+
+class Action(_message.Message):
+    __slots__ = ("job", "start", "step", "drop")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DROP_FIELD_NUMBER: _ClassVar[int]
+    job: int
+    start: Start
+    step: Step
+    drop: Drop
+    def __init__(self, job: _Optional[int] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ...) -> None: ...
+
+class Start(_message.Message):
+    __slots__ = ("spec", "operands", "outputs")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    OPERANDS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    spec: bytes
+    operands: _containers.RepeatedCompositeFieldContainer[Operand]
+    outputs: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, spec: _Optional[bytes] = ..., operands: _Optional[_Iterable[_Union[Operand, _Mapping]]] = ..., outputs: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Drop(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("job", "ready", "progressed", "finished", "failed")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    PROGRESSED_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    job: int
+    ready: Ready
+    progressed: Progressed
+    finished: Finished
+    failed: _farsum_pb2.Error
+    def __init__(self, job: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., progressed: _Optional[_Union[Progressed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[_farsum_pb2.Error, _Mapping]] = ...) -> None: ...
+
+class Ready(_message.Message):
+    __slots__ = ("name", "kind", "threads")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: str
+    threads: int
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., threads: _Optional[int] = ...) -> None: ...
+
+class Progressed(_message.Message):
+    __slots__ = ("share",)
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    share: float
+    def __init__(self, share: _Optional[float] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("values", "plan")
+    class PlanEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[bytes]
+    plan: _containers.ScalarMap[str, str]
+    def __init__(self, values: _Optional[_Iterable[bytes]] = ..., plan: _Optional[_Mapping[str, str]] = ...) -> None: ...

@@ -1,0 +1,80 @@
+"""The owner of native code on one device: compiles, launches slices, merges, gives results.
+
+The same object works in process for the embedded engine and alone in a process of its own under the
+daemon. It never opens a socket and never decides who runs next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from farsum_kernels.compile import Compiler
+from farsum_kernels.job import Extent, Spec, check_arrays
+
+Array = NDArray[Any]
+
+
+class Worker:
+    """One device, here the CPU.
+
+    threads   threads that a job may use; None for all that this process may use
+    """
+
+    kind = "cpu"
+
+    def __init__(self, threads: int | None = None) -> None:
+        from farsum_kernels.backends.cpu import native
+
+        machine = native.machine(threads)
+        self._compiler = Compiler(machine)
+        self.name = native.host()[0]
+        self.threads = machine.threads
+
+    def compile(self, spec: Spec) -> None:
+        """Make a reduction ready, so that the first `start` does not wait for the compiler."""
+        self._compiler.kernel(spec)
+
+    def start(self, spec: Spec, arrays: Mapping[int, Array], outputs: Sequence[Array] | None = None) -> Run:
+        """Bind a job. Its results are written into `outputs` when given, C-ordered arrays of the right shapes.
+
+        Raises ShapeError and DtypeError for arrays that do not fit, FormulaTooLarge for a formula that
+        compiles to too much code.
+        """
+        extent = check_arrays(spec, arrays)
+        return Run(self._compiler, spec, arrays, extent, outputs)
+
+    def explain(self, spec: Spec, extent: Extent) -> Mapping[str, str]:
+        """The plan of a job, without running it."""
+        return self._compiler.kernel(spec).plan(extent).describe()
+
+
+class Run:
+    """A job on its way, slice by slice. Between two slices others may run."""
+
+    def __init__(
+        self,
+        compiler: Compiler,
+        spec: Spec,
+        arrays: Mapping[int, Array],
+        extent: Extent,
+        outputs: Sequence[Array] | None,
+    ) -> None:
+        kernel = compiler.kernel(spec)
+        self._launch = kernel.launch(arrays, extent)
+        self._outputs = outputs
+
+    @property
+    def plan(self) -> Mapping[str, str]:
+        return self._launch.plan.describe()
+
+    def step(self) -> float:
+        """Run the next slice, about 100 ms at most; gives the finished share, 1.0 when all are done."""
+        return self._launch.step()
+
+    def finish(self) -> tuple[Array, ...]:
+        """Merge and finish; call it once, after `step` has given 1.0."""
+        return self._launch.results(self._outputs)
+
