@@ -15,8 +15,6 @@ import numpy as np
 from farsum.arrays import Array, Input, checked, is_number, loose
 from farsum.target import engine
 from farsum_kernels.errors import AxisError, DimensionError, DtypeError, FormulaError, ShapeError
-from farsum_kernels.formula import pointwise as _pointwise  # noqa: F401 - the tables of operations
-from farsum_kernels.formula import vectors as _vectors  # noqa: F401
 from farsum_kernels.formula.expr import Expr, I, J, P, constant, node, substitute, swap_axes, variable
 from farsum_kernels.job import Options, Spec
 
@@ -71,7 +69,14 @@ class LazyTensor:
 
     def _set(self, expr: Expr, inputs: tuple[Input, ...], ni: int | None, nj: int | None,
              batch: tuple[int, ...], dtype: str | None) -> Self:  # fmt: skip
-        self.expr, self.inputs, self.ni, self.nj, self.batchdims, self.dtype = expr, inputs, ni, nj, batch, dtype
+        self.expr, self.inputs, self.ni, self.nj, self.batchdims, self.dtype = (
+            expr,
+            inputs,
+            ni,
+            nj,
+            batch,
+            dtype,
+        )
         return self
 
     # ── shape ─────────────────────────────────────────────────────────────────────────────────────
@@ -200,7 +205,7 @@ class LazyTensor:
         return self.norm2()
 
     @property
-    def T(self) -> LazyTensor:  # noqa: N802 - the name of NumPy
+    def T(self) -> LazyTensor:
         """The transpose: i and j trade places."""
         inputs = tuple(i.swapped() for i in self.inputs)
         return _new(_swapped(self.expr), inputs, self.nj, self.ni, self.batchdims, self.dtype)
@@ -209,7 +214,7 @@ class LazyTensor:
         """The transpose: i and j trade places."""
         return self.T
 
-    def __matmul__(self, v: Any) -> Array:
+    def __matmul__(self, v: Any) -> Any:
         """K @ v for an array v of shape (N,) or (..., N, E): the sum over j of K_ij v_j."""
         if self.expr.dim != 1:
             raise ShapeError(f"K @ v needs a scalar K; this one has shape {self.shape}")
@@ -233,19 +238,49 @@ class LazyTensor:
             return self._apply("Sum")
         return self._reduce("Sum", which, **options)
 
-    # fmt: off
-    def sum_reduction(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Array: return self._computed("Sum", axis, dim, **options)
-    def logsumexp(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Array: return self._computed("LogSumExp", axis, dim, **options)
-    def min(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Array: return self._computed("Min", axis, dim, **options)
-    def max(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Array: return self._computed("Max", axis, dim, **options)
-    def argmin(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Array: return self._computed("ArgMin", axis, dim, **options)
-    def argmax(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Array: return self._computed("ArgMax", axis, dim, **options)
-    def min_argmin(self, axis: int | None = None, dim: int | None = None, **options: Any) -> tuple[Array, Array]: return self._computed("Min_ArgMin", axis, dim, **options)
-    def max_argmax(self, axis: int | None = None, dim: int | None = None, **options: Any) -> tuple[Array, Array]: return self._computed("Max_ArgMax", axis, dim, **options)
-    def Kmin(self, K: int, axis: int | None = None, dim: int | None = None, **options: Any) -> Array: return self._computed("KMin", axis, dim, K, **options)  # noqa: N802, N803
-    def argKmin(self, K: int, axis: int | None = None, dim: int | None = None, **options: Any) -> Array: return self._computed("ArgKMin", axis, dim, K, **options)  # noqa: N802, N803
-    def Kmin_argKmin(self, K: int, axis: int | None = None, dim: int | None = None, **options: Any) -> tuple[Array, Array]: return self._computed("KMin_ArgKMin", axis, dim, K, **options)  # noqa: N802, N803
-    # fmt: on
+    def sum_reduction(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
+        """The sum over i or j, always computed."""
+        return self._computed("Sum", axis, dim, **options)
+
+    def logsumexp(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
+        """log Σ exp over i or j, safe from overflow; terms of -inf count as nothing."""
+        return self._computed("LogSumExp", axis, dim, **options)
+
+    def min(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
+        """The smallest value over i or j, by component; NaN is skipped."""
+        return self._computed("Min", axis, dim, **options)
+
+    def max(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
+        """The largest value over i or j, by component; NaN is skipped."""
+        return self._computed("Max", axis, dim, **options)
+
+    def argmin(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
+        """The index (int64) of the smallest value, the first of equal ones."""
+        return self._computed("ArgMin", axis, dim, **options)
+
+    def argmax(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
+        """The index (int64) of the largest value, the first of equal ones."""
+        return self._computed("ArgMax", axis, dim, **options)
+
+    def min_argmin(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
+        """The smallest value and its index."""
+        return self._computed("Min_ArgMin", axis, dim, **options)
+
+    def max_argmax(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
+        """The largest value and its index."""
+        return self._computed("Max_ArgMax", axis, dim, **options)
+
+    def Kmin(self, K: int, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
+        """The K smallest values in rising order: (*batch, M, K), or (*batch, M, K, D)."""
+        return self._computed("KMin", axis, dim, K, **options)
+
+    def argKmin(self, K: int, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
+        """The indices (int64) of the K smallest values in rising order."""
+        return self._computed("ArgKMin", axis, dim, K, **options)
+
+    def Kmin_argKmin(self, K: int, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
+        """The K smallest values and their indices."""
+        return self._computed("KMin_ArgKMin", axis, dim, K, **options)
 
     def _computed(self, reduction: str, axis: int | None, dim: int | None, k: int = 0, **options: Any) -> Any:
         which = self._which(axis, dim)
@@ -266,7 +301,9 @@ class LazyTensor:
             raise AxisError(f"a reduction of a LazyTensor of shape {self.shape} needs an axis: {legal}")
         which = int(chosen) + 3 if chosen < 0 else int(chosen) - nb
         if which not in (0, 1, 2):
-            raise AxisError(f"axis {chosen} of a LazyTensor of shape {self.shape} cannot be reduced; legal: {legal}")
+            raise AxisError(
+                f"axis {chosen} of a LazyTensor of shape {self.shape} cannot be reduced; legal: {legal}"
+            )
         return which
 
     def _reduce(self, reduction: str, axis: int, k: int = 0, *, deadline_s: float | None = None) -> Any:
@@ -309,7 +346,9 @@ def _new(expr: Expr, inputs: tuple[Input, ...], ni: int | None, nj: int | None,
 def _input(x: Any, axis: int | None) -> Input | Expr:
     """What the argument of LazyTensor is: an input, or a constant formula."""
     if isinstance(x, bool | np.bool_) or not (is_number(x) or isinstance(x, list | tuple | np.ndarray)):
-        raise DtypeError(f"a LazyTensor is made from an array, a number or a list of numbers, not {type(x).__name__}")
+        raise DtypeError(
+            f"a LazyTensor is made from an array, a number or a list of numbers, not {type(x).__name__}"
+        )
     if isinstance(x, int | np.integer):
         return constant(int(x))
     if not isinstance(x, np.ndarray):
@@ -372,7 +411,9 @@ def _combine(op: str, operands: Sequence[LazyTensor], params: tuple[Any, ...]) -
     try:
         expr = node(op, *exprs, params=params)
     except DimensionError as error:
-        raise DimensionError(f"{error} (operands of shape {' and '.join(str(o.shape) for o in operands)})") from None
+        raise DimensionError(
+            f"{error} (operands of shape {' and '.join(str(o.shape) for o in operands)})"
+        ) from None
     return _new(expr, inputs, ni, nj, batch, dtype)
 
 
@@ -390,7 +431,9 @@ def _merged(ours: tuple[Input, ...], theirs: tuple[Input, ...]) -> tuple[tuple[I
     return tuple(union), tuple(places)
 
 
-def _same_rows(a: int | None, b: int | None, axis: str, operands: Sequence[LazyTensor], op: str) -> int | None:
+def _same_rows(
+    a: int | None, b: int | None, axis: str, operands: Sequence[LazyTensor], op: str
+) -> int | None:
     if a is not None and b is not None and a != b:
         shapes = " and ".join(str(o.shape) for o in operands)
         raise ShapeError(f"{op} combines {a} rows with {b} rows along {axis} (operands of shape {shapes})")
@@ -401,15 +444,17 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...], name: str, other: str) ->
     try:
         return np.broadcast_shapes(a, b)
     except ValueError:
-        raise ShapeError(f"{name} has batch dimensions {b}, which do not broadcast with {a} of {other}") from None
+        raise ShapeError(
+            f"{name} has batch dimensions {b}, which do not broadcast with {a} of {other}"
+        ) from None
 
 
-def Vi(x: Any) -> LazyTensor:  # noqa: N802 - the names of KeOps
+def Vi(x: Any) -> LazyTensor:
     """Rows x_i from a 2-D array (M, D)."""
     return _rows(x, I)
 
 
-def Vj(x: Any) -> LazyTensor:  # noqa: N802
+def Vj(x: Any) -> LazyTensor:
     """Rows y_j from a 2-D array (N, D)."""
     return _rows(x, J)
 
@@ -421,7 +466,7 @@ def _rows(x: Any, category: int) -> LazyTensor:
     return LazyTensor(x, axis=category)
 
 
-def Pm(x: Any) -> LazyTensor:  # noqa: N802
+def Pm(x: Any) -> LazyTensor:
     """A parameter vector: a number, a list, a 0-D or 1-D array."""
     if isinstance(x, np.ndarray) and x.ndim > 1:
         raise ShapeError(f"Pm takes one vector; received an array of shape {x.shape}")

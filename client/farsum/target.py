@@ -60,7 +60,9 @@ def embedded() -> Engine:
                 # The one place where the client reaches for the server's code: the same engine, in process.
                 from farsum_server.engine import LocalEngine
             except ImportError as error:
-                raise EngineMissing(f"the engine cannot be imported: {error}; pip install 'farsum[cpu]'") from error
+                raise EngineMissing(
+                    f"the engine cannot be imported: {error}; pip install 'farsum[cpu]'"
+                ) from error
             _embedded = LocalEngine()
         return _embedded
 

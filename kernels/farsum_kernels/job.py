@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from farsum_kernels.errors import AxisError, DimensionError, DtypeError, FormulaError, FormulaTooLarge, ShapeError
+from farsum_kernels.errors import (
+    AxisError,
+    DimensionError,
+    DtypeError,
+    FormulaError,
+    FormulaTooLarge,
+    ShapeError,
+)
 from farsum_kernels.formula.expr import Expr, I, J, P, check_size, swap_axes, variables
 from farsum_kernels.formula.reductions import Reduction, reduction_named
 
@@ -126,7 +133,9 @@ class Extent:
         return count
 
 
-def extent_of(spec: Spec, shapes: Mapping[int, tuple[int, ...]], names: Mapping[int, str] | None = None) -> Extent:
+def extent_of(
+    spec: Spec, shapes: Mapping[int, tuple[int, ...]], names: Mapping[int, str] | None = None
+) -> Extent:
     """The sizes of a job from the shapes of its arrays, each checked against the formula.
 
     Rows of category i have shape (*batch, M, D), of category j (*batch, N, D), parameters (*batch, D).
@@ -237,5 +246,3 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
-
-

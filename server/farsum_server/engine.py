@@ -63,7 +63,9 @@ class LocalPrepared:
             if options.progress:
                 options.progress(share)
             if end is not None and time.monotonic() > end:
-                raise DeadlineExceeded(f"{share:.0%} done after {options.deadline_s} s; the rest was not computed")
+                raise DeadlineExceeded(
+                    f"{share:.0%} done after {options.deadline_s} s; the rest was not computed"
+                )
         values = run.finish()
         if options.progress:
             options.progress(1.0)

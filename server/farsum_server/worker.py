@@ -77,4 +77,3 @@ class Run:
     def finish(self) -> tuple[Array, ...]:
         """Merge and finish; call it once, after `step` has given 1.0."""
         return self._launch.results(self._outputs)
-

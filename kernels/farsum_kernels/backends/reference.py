@@ -44,6 +44,7 @@ NUMPY: dict[Prim, Callable[..., Any]] = {
 }
 """How NumPy says each primitive. SUM is a sum over the axis of its loop."""
 
+
 # A rule may look at both sides of a choice, and dividing by zero is a value here, not an accident.
 def _quiet() -> np.errstate:
     return np.errstate(all="ignore")
@@ -53,7 +54,9 @@ def _quiet() -> np.errstate:
 
 
 @lru_cache(maxsize=4096)
-def _recorded(rule: Reduction, part: str, states: int) -> tuple[tuple[Instr, ...], tuple[tuple[int, ...], ...]]:
+def _recorded(
+    rule: Reduction, part: str, states: int
+) -> tuple[tuple[Instr, ...], tuple[tuple[int, ...], ...]]:
     """The scalar code of merge or finish, and the places of what it gives."""
     block = Block(spoken=NUMPY)
     if part == "merge":
@@ -76,7 +79,9 @@ def _run(code: Sequence[Instr], args: Sequence[Array], dtype: np.dtype[Any]) -> 
         return fold(code, NUMPY, leaf)
 
 
-def merge_states(rule: Reduction, a: Sequence[Array], b: Sequence[Array], dtype: np.dtype[Any]) -> list[Array]:
+def merge_states(
+    rule: Reduction, a: Sequence[Array], b: Sequence[Array], dtype: np.dtype[Any]
+) -> list[Array]:
     """The state of the union of two sets of terms, component by component, in float64."""
     code, (places,) = _recorded(rule, "merge", len(a))
     values = _run(code, [*a, *b], dtype)
@@ -106,7 +111,9 @@ def run(spec: Spec, arrays: Mapping[int, Array]) -> tuple[Array, ...]:
     own = spec.over_j()
     m, n = (extent.m, extent.n) if spec.axis == 1 else (extent.n, extent.m)
     program = lower(own.formula, own.weight, unroll=0, spoken=list(NUMPY))
-    inputs = [_batched(np.asarray(arrays[v.params[0]], np.float64), v.params[2] == 2, extent) for v in program.slots]
+    inputs = [
+        _batched(np.asarray(arrays[v.params[0]], np.float64), v.params[2] == 2, extent) for v in program.slots
+    ]
     outputs = [np.empty(s, np.int64 if k is Kind.INDEX else np.float64)
                for s, k in zip(output_shapes(spec, extent), spec.rule.outputs, strict=True)]  # fmt: skip
     for batch in np.ndindex(*extent.batch):
@@ -122,7 +129,10 @@ def _batched(array: Array, parameter: bool, extent: Extent) -> Array:
 
 def _terms(program: Program, inputs: Sequence[Array], m: int, n: int) -> tuple[Array, Array]:
     """F and the weight on all pairs, of shape (m, n, dim)."""
-    loops = sorted({s for scope in program.scopes for s in scope if isinstance(s, Loop)}, key=lambda s: (s.depth, s.extent))
+    loops = sorted(
+        {s for scope in program.scopes for s in scope if isinstance(s, Loop)},
+        key=lambda s: (s.depth, s.extent),
+    )
     axes = {loop: 2 + place for place, loop in enumerate(loops)}
     rank = 2 + len(loops)
 
@@ -180,11 +190,16 @@ def _reduce(spec: Spec, terms: Array, weights: Array) -> list[Array]:
     return [np.stack(np.broadcast_arrays(*group), axis=-1) for group in finish_state(rule, whole, dtype)]
 
 
-def _fold_columns(rule: Reduction, state: list[Array], identity: Sequence[float | str], dtype: np.dtype[Any]) -> list[Array]:
+def _fold_columns(
+    rule: Reduction, state: list[Array], identity: Sequence[float | str], dtype: np.dtype[Any]
+) -> list[Array]:
     """Merge neighbours until one column is left."""
     rows = state[0].shape[0]
     limits = np.finfo(dtype)
-    start = [np.full(rows, number(x if isinstance(x, str) else repr(x), float(limits.min), float(limits.max))) for x in identity]
+    start = [
+        np.full(rows, number(x if isinstance(x, str) else repr(x), float(limits.min), float(limits.max)))
+        for x in identity
+    ]
     while state[0].shape[1] > 1:
         even = state[0].shape[1] // 2 * 2
         pairs = merge_states(rule, [s[:, 0:even:2] for s in state], [s[:, 1:even:2] for s in state], dtype)
@@ -204,4 +219,3 @@ def _list_output(spec: Spec, terms: Array, kind: Kind) -> Array:
     values, places = merge_lists(spec.rule, values, places, spec.k)
     chosen = values if kind is Kind.VALUE else places
     return np.moveaxis(chosen, 0, 1)  # (m, k, dim)
-

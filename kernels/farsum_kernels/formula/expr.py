@@ -61,9 +61,16 @@ def register(op: Op) -> Op:
     return op
 
 
+def operations() -> dict[str, Op]:
+    """The table of operations, with every module that declares some loaded."""
+    from farsum_kernels.formula import pointwise, vectors  # noqa: F401
+
+    return OPS
+
+
 def op_named(name: str) -> Op:
     """The operation of that name, or `UnknownOperation` with the nearest names."""
-    if op := OPS.get(name):
+    if op := OPS.get(name) or operations().get(name):
         return op
     from difflib import get_close_matches
 
@@ -100,7 +107,9 @@ _nodes: WeakValueDictionary[tuple[Any, ...], Expr] = WeakValueDictionary()
 _lock = threading.Lock()
 
 
-def _intern(op: Op, args: tuple[Expr, ...], params: tuple[Any, ...], make_dims: Callable[[], tuple[int, int]]) -> Expr:
+def _intern(
+    op: Op, args: tuple[Expr, ...], params: tuple[Any, ...], make_dims: Callable[[], tuple[int, int]]
+) -> Expr:
     # The type of each parameter is part of the key: 1 == 1.0 == True in Python, not in a formula.
     key = (op.name, args, params, tuple(map(type, params)))
     if found := _nodes.get(key):
@@ -262,7 +271,7 @@ Flat = tuple[tuple[str, tuple[int, ...], tuple[Any, ...]], ...]
 def encode(*roots: Expr) -> tuple[Flat, tuple[int, ...]]:
     """The nodes below the roots as a flat list, and the place of each root in it."""
     place: dict[Expr, int] = {}
-    flat = []
+    flat: list[tuple[str, tuple[int, ...], tuple[Any, ...]]] = []
     for expr in walk(*roots):
         place[expr] = len(flat)
         flat.append((expr.op.name, tuple(place[a] for a in expr.args), expr.params))
@@ -281,12 +290,13 @@ def decode(flat: Flat, roots: tuple[int, ...]) -> tuple[Expr, ...]:
     for n, (name, args, params) in enumerate(flat):
         if any(not 0 <= a < n for a in args):
             raise FormulaError(f"node {n} ({name}) refers to {list(args)}; operands must be earlier nodes")
-        if name == "Var":
-            made.append(variable(*params))
-        elif name == "Const":
-            made.append(constant(*params))
-        else:
-            made.append(node(name, *(made[a] for a in args), params=params))
+        match name, args, params:
+            case "Var", (), (index, dim, category):
+                made.append(variable(index, dim, category))
+            case "Const", (), (value,):
+                made.append(constant(value))
+            case _:
+                made.append(node(name, *(made[a] for a in args), params=params))
     if any(not 0 <= r < len(made) for r in roots):
         raise FormulaError("the message has no root node")
     return tuple(made[r] for r in roots)

@@ -112,7 +112,15 @@ class Program:
 
 
 # In units of one fused multiply-add.
-_COST = {Prim.EXP: 9.0, Prim.LOG: 12.0, Prim.SIN: 14.0, Prim.COS: 14.0, Prim.POW: 60.0, Prim.SQRT: 5.0, Prim.DIV: 5.0}
+_COST = {
+    Prim.EXP: 9.0,
+    Prim.LOG: 12.0,
+    Prim.SIN: 14.0,
+    Prim.COS: 14.0,
+    Prim.POW: 60.0,
+    Prim.SQRT: 5.0,
+    Prim.DIV: 5.0,
+}
 _SYMBOL = {I: ir.I, J: ir.J}
 
 

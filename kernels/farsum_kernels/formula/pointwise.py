@@ -21,7 +21,9 @@ def same_or_one(name: str) -> Callable[..., int]:
     def dims(*dims: int) -> int:
         top = max(dims)
         if any(d not in (1, top) for d in dims):
-            raise DimensionError(f"{name} needs operands of equal dimension, or 1; received {' and '.join(map(str, dims))}")
+            raise DimensionError(
+                f"{name} needs operands of equal dimension, or 1; received {' and '.join(map(str, dims))}"
+            )
         return top
 
     return dims
@@ -67,7 +69,9 @@ def _pow(x: ir.Val, n: int) -> ir.Val:
 
 def _int_exponent(n: Any) -> None:
     if type(n) is not int or abs(n) > 1 << 20:
-        raise FormulaError(f"the exponent of Pow must be an int of at most 2**20, not {n!r}; use Powf for others")
+        raise FormulaError(
+            f"the exponent of Pow must be an int of at most 2**20, not {n!r}; use Powf for others"
+        )
 
 
 # fmt: off

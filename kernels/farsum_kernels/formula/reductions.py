@@ -47,11 +47,11 @@ class Kind(Enum):
 class Reduction:
     """One reduction over the pairs of a row. See the module docstring for the parts.
 
-    outputs   the kind of each result array: VALUE or INDEX
-    scalar    F must have dimension 1
-    weighted  a weight formula is required
-    additive  merging is adding, component by component
-  listed    the state is a list of K (value, index) pairs per component, best first
+      outputs   the kind of each result array: VALUE or INDEX
+      scalar    F must have dimension 1
+      weighted  a weight formula is required
+      additive  merging is adding, component by component
+    listed    the state is a list of K (value, index) pairs per component, best first
     """
 
     name: str
@@ -96,6 +96,7 @@ def reduction_named(name: str) -> Reduction:
 
 # Sum
 
+
 def _add(a: State, b: State) -> State:
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
@@ -114,6 +115,7 @@ _declare(Reduction(
 
 # LogSumExp: the state (m, s) stands for s·exp(m). m is always finite: exp(-inf - -inf) would be nan,
 # and so would exp(inf - inf). A term of -inf then adds exp(-inf) = 0, a term of +inf makes s infinite.
+
 
 def _finite(x: Val) -> Val:
     low, high = x.block.constant("lowest"), x.block.constant("highest")
@@ -152,6 +154,7 @@ _declare(Reduction(
 
 # Min, Max and their arguments. `better(a, b)`: does a replace b?
 
+
 def _less(a: Val, b: Val) -> Val:
     return a < b
 
@@ -182,7 +185,9 @@ def _half(state: State) -> tuple[State, State]:
     return state[: len(state) // 2], state[len(state) // 2 :]
 
 
-def _arg_extremum(name: str, better: Callable[[Val, Val], Val], worst: float, outputs: tuple[Kind, ...]) -> Reduction:
+def _arg_extremum(
+    name: str, better: Callable[[Val, Val], Val], worst: float, outputs: tuple[Kind, ...]
+) -> Reduction:
     pick = ir.minimum if better is _less else ir.maximum
 
     def lift(x: Term, j: Val) -> State:
@@ -223,7 +228,9 @@ def _arg_extremum(name: str, better: Callable[[Val, Val], Val], worst: float, ou
     ))  # fmt: skip
 
 
-def _k_best(name: str, better: Callable[[Val, Val], Val], worst: float, outputs: tuple[Kind, ...]) -> Reduction:
+def _k_best(
+    name: str, better: Callable[[Val, Val], Val], worst: float, outputs: tuple[Kind, ...]
+) -> Reduction:
     arg = REDUCTIONS["Min_ArgMin" if better is _less else "Max_ArgMax"]
 
     def step(value: Val, index: Val, x: Val, j: Val) -> tuple[Val, Val, Val, Val]:

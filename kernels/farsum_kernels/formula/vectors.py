@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from farsum_kernels.errors import DimensionError
 from farsum_kernels.formula import pointwise
 from farsum_kernels.formula.expr import Expr, Op, node, register
@@ -31,7 +33,7 @@ def _scalar_product(a: Expr, b: Expr) -> Expr:
     return node(total, node(pointwise.mult, a, b))
 
 
-def _broadcast_then_one(name: str):  # type: ignore[no-untyped-def]
+def _broadcast_then_one(name: str) -> Callable[[int, int], int]:
     common = same_or_one(name)
     return lambda a, b: min(1, common(a, b))
 

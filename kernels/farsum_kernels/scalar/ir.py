@@ -59,7 +59,9 @@ MASKS = {Prim.LT, Prim.LE, Prim.EQ, Prim.OR, Prim.AND}
 LEAVES = {Prim.LOAD, Prim.ARG, Prim.CONST}
 ARITY = {
     **dict.fromkeys(LEAVES, 0),
-    **dict.fromkeys([Prim.NEG, Prim.ABS, Prim.SQRT, Prim.RSQRT, Prim.EXP, Prim.LOG, Prim.SIN, Prim.COS, Prim.SUM], 1),
+    **dict.fromkeys(
+        [Prim.NEG, Prim.ABS, Prim.SQRT, Prim.RSQRT, Prim.EXP, Prim.LOG, Prim.SIN, Prim.COS, Prim.SUM], 1
+    ),
     **dict.fromkeys([Prim.ADD, Prim.SUB, Prim.MUL, Prim.DIV, Prim.POW, Prim.MIN, Prim.MAX], 2),
     **dict.fromkeys(MASKS, 2),
     Prim.SELECT: 3,
@@ -244,7 +246,9 @@ class Block:
 
     def constant(self, value: float | str) -> Val:
         # -0.0 == 0.0 and 1 == 1.0 would merge in a dict: the text tells them apart.
-        return self._add(Instr(Prim.CONST, (), value if isinstance(value, str) else repr(float(value))), frozenset())
+        return self._add(
+            Instr(Prim.CONST, (), value if isinstance(value, str) else repr(float(value))), frozenset()
+        )
 
     def arg(self, n: int) -> Val:
         return self._add(Instr(Prim.ARG, (), n), frozenset())

@@ -28,7 +28,8 @@ def run_rule(vec: Vec, args: Sequence[Value], rule: Callable[[list[Val]], Sequen
 
     def leaf(instr: Instr) -> Value:
         if instr.prim is Prim.ARG:
-            return args[instr.imm]
+            place: int = instr.imm
+            return args[place]
         return Value(vec.shape.number(number(instr.imm, -LARGEST[scalar], LARGEST[scalar])), "f")
 
     table = {prim: partial(say, vec) for prim, say in LLVM.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_int64, c_void_p
 from functools import lru_cache
@@ -40,9 +40,13 @@ class Kernel:
         self.program: Program = lower(own.formula, own.weight, UNROLL, list(LLVM))
         itemsize = np.dtype(spec.dtype).itemsize
         self.layout: Layout = layout_for(self.program, spec.rule, itemsize, machine)
-        self.text: Text = kernel_text(self.program, spec.rule, spec.k, spec.dtype, self.layout, native.has_scalef())
+        self.text: Text = kernel_text(
+            self.program, spec.rule, spec.k, spec.dtype, self.layout, native.has_scalef()
+        )
         if len(self.text.ir) > MAX_TEXT_BYTES:
-            raise FormulaTooLarge(f"the formula compiles to {len(self.text.ir)} bytes of code; at most {MAX_TEXT_BYTES} are allowed")
+            raise FormulaTooLarge(
+                f"the formula compiles to {len(self.text.ir)} bytes of code; at most {MAX_TEXT_BYTES} are allowed"
+            )
         self._library = native.load(self.text.ir)
         signature = (*_POINTERS, c_int64, c_int64, c_void_p)
         self.main = self._library.function("main", *signature)
@@ -53,7 +57,7 @@ class Kernel:
         """How a job of these sizes would be cut up."""
         return _plan(self.layout, _reduced_over_j(self.spec, extent), self.work_per_pair, self.machine)
 
-    def launch(self, arrays: dict[int, Array], extent: Extent) -> Launch:
+    def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch:
         """Bind arrays of the right shapes and dtype."""
         return Launch(self, arrays, extent)
 
@@ -70,7 +74,7 @@ def _reduced_over_j(spec: Spec, extent: Extent) -> Extent:
 class Launch:
     """One job: its tables, its slices, its states."""
 
-    def __init__(self, kernel: Kernel, arrays: dict[int, Array], extent: Extent) -> None:
+    def __init__(self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> None:
         self._kernel = kernel
         self._extent = _reduced_over_j(kernel.spec, extent)
         self.plan = plan = kernel.plan(extent)
@@ -107,7 +111,17 @@ class Launch:
         self._call(kernel.pack, table, tasks, spans, out, 0, len(tasks), 1)
         self._arrays += packed
 
-    def _call(self, function: Any, table: Array, tasks: Array, spans: Array, out: Array, first: int, end: int, threads: int) -> None:
+    def _call(
+        self,
+        function: Any,
+        table: Array,
+        tasks: Array,
+        spans: Array,
+        out: Array,
+        first: int,
+        end: int,
+        threads: int,
+    ) -> None:
         self._counter[0] = first
         arguments = (
             _address(table), _address(self._offsets), _address(tasks), _address(spans),
@@ -135,7 +149,14 @@ class Launch:
             first, end = (plan.tasks * part // plan.slices for part in (self._done, self._done + 1))
             if end > first:
                 self._call(
-                    self._kernel.main, self._table, self._tasks, self._spans, self._out_table, first, end, plan.threads
+                    self._kernel.main,
+                    self._table,
+                    self._tasks,
+                    self._spans,
+                    self._out_table,
+                    first,
+                    end,
+                    plan.threads,
                 )
             self._done += 1
         return self.share
@@ -153,7 +174,9 @@ class Launch:
         results = []
         for n, (group, dtype) in enumerate(zip(groups, dtypes, strict=True)):
             out = into[n] if into is not None else np.empty(shape, dtype)
-            _assemble(out.reshape(batches, extent.m, *spec.output_tail()), group, spec.k if rule.listed else 0)
+            _assemble(
+                out.reshape(batches, extent.m, *spec.output_tail()), group, spec.k if rule.listed else 0
+            )
             results.append(out)
         return tuple(results)
 
@@ -190,7 +213,7 @@ def _assemble(out: Array, group: Sequence[Array], k: int) -> None:
             for d, component in enumerate(group):
                 out[..., d] = component[0]
         return
-    out = out.reshape(*out.shape[:2], k, -1)
+    out = out.reshape(*out.shape[:2], k, out.shape[3] if out.ndim == 4 else 1)
     for d, lists in enumerate(group):  # (k, dims, batch, rows)
         dims = lists.shape[1]
         out[..., d * dims : (d + 1) * dims] = np.transpose(lists, (2, 3, 0, 1))
@@ -272,4 +295,3 @@ class Pool:
 
 
 POOL = Pool()
-

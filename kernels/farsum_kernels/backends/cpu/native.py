@@ -12,6 +12,8 @@ import logging
 import os
 import stat
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -51,12 +53,10 @@ def threads_available() -> int:
     if chosen := os.environ.get("FARSUM_THREADS"):
         return max(1, int(chosen))
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
+    with suppress(OSError, ValueError):  # a machine without this file has no such limit
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":
             count = min(count, -(-int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no such limit here
     return max(1, count)
 
 
@@ -85,7 +85,7 @@ class Library:
         self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
 
-    def function(self, name: str, *arguments: type) -> ctypes._FuncPointer:  # type: ignore[name-defined]
+    def function(self, name: str, *arguments: type) -> Callable[..., None]:
         # CFUNCTYPE, unlike PYFUNCTYPE, releases the GIL during the call.
         kind = ctypes.CFUNCTYPE(None, *arguments)
         return kind(self._engine.get_function_address(name))
@@ -103,7 +103,7 @@ def _compile(ir: str) -> bytes:
     module = llvm.parse_assembly(f'target triple = "{llvm.get_process_triple()}"\n{ir}')
     module.data_layout = str(machine.target_data)
     module.verify()
-    return machine.emit_object(module)
+    return bytes(machine.emit_object(module))
 
 
 def load(ir: str) -> Library:

@@ -17,7 +17,7 @@ launch (`pack`), so that the pair loop finds it ready made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from farsum_kernels.backends.cpu.emit import Emitter, column_values, run_rule
@@ -26,7 +26,7 @@ from farsum_kernels.backends.cpu.vector import Shape, Value, Vec
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.formula.reductions import Kind, Reduction
 from farsum_kernels.plan import Layout
-from farsum_kernels.scalar.ir import I, J, Loop, Val, number
+from farsum_kernels.scalar.ir import I, J, Loop, Scope, Val, number
 
 PARAMETERS = (
     "ptr noalias %slots, ptr noalias %offsets, ptr noalias %tasks, ptr noalias %spans, "
@@ -55,7 +55,7 @@ def kernel_text(program: Program, rule: Reduction, k: int, dtype: str, layout: L
     shape = Shape(layout.lanes, SCALARS[dtype], scalef)
     main = _Main(program, rule, k, shape, layout)
     main.build()
-    functions = [main]
+    functions: list[_Kernel] = [main]
     packed = column_values(program, J)
     if packed:
         pack = _Pack(program, packed, shape)
@@ -142,13 +142,19 @@ class _Kernel(Emitter):
             row = fn.let(f"add i64 {first}, {r}")
             inside = fn.let(f"icmp slt i64 {row}, {last}")
             row = fn.let(f"select i1 {inside}, i64 {row}, i64 {last}")
-            source = fn.let(f"getelementptr {scalar}, ptr {self.bases[slot]}, i64 {fn.let(f'mul i64 {row}, {dim}')}")
+            source = fn.let(
+                f"getelementptr {scalar}, ptr {self.bases[slot]}, i64 {fn.let(f'mul i64 {row}, {dim}')}"
+            )
             target = fn.let(f"getelementptr {scalar}, ptr {self.tiles[slot]}, i64 {r}")
 
             def each_component(k: str, _: list[str]) -> list[str]:
-                value = fn.let(f"load {scalar}, ptr {fn.let(f'getelementptr {scalar}, ptr {source}, i64 {k}')}, align {size}")
+                value = fn.let(
+                    f"load {scalar}, ptr {fn.let(f'getelementptr {scalar}, ptr {source}, i64 {k}')}, align {size}"
+                )
                 place = fn.let(f"mul i64 {k}, {width}")
-                fn.do(f"store {scalar} {value}, ptr {fn.let(f'getelementptr {scalar}, ptr {target}, i64 {place}')}, align {size}")
+                fn.do(
+                    f"store {scalar} {value}, ptr {fn.let(f'getelementptr {scalar}, ptr {target}, i64 {place}')}, align {size}"
+                )
                 return []
 
             fn.loop("0", str(dim), 1, [], each_component)
@@ -162,7 +168,9 @@ class _Kernel(Emitter):
         base = fn.let(f"load ptr, ptr {fn.let(f'getelementptr ptr, ptr %out, i64 {component}')}, align 8")
         task = fn.let(f"add i64 {fn.let(f'mul i64 {repeat}, %tasks_all')}, {self.task}")
         place = fn.let(f"add i64 {fn.let(f'mul i64 {task}, {self.rows}')}, {u}")
-        fn.do(f"store {kind} {value}, ptr {fn.let(f'getelementptr {kind}, ptr {base}, i64 {place}')}, align 4")
+        fn.do(
+            f"store {kind} {value}, ptr {fn.let(f'getelementptr {kind}, ptr {base}, i64 {place}')}, align 4"
+        )
 
 
 class _Pack(_Kernel):
@@ -171,9 +179,8 @@ class _Pack(_Kernel):
     def __init__(self, program: Program, values: list[int], shape: Shape) -> None:
         super().__init__("pack", program, shape, J, 1)
         self._values = values
-        self._wanted = set(values)
 
-    def level(self, scope: frozenset) -> None:  # type: ignore[type-arg]
+    def level(self, scope: Scope) -> None:
         # Only what the packed values need; the rest of the program is the other kernel's.
         if scope:
             for n in self._values:
@@ -384,7 +391,8 @@ class _Main(_Kernel):
         typed = [(self._type(kind), s) for kind, s in zip(self.kinds, state, strict=True)]
         return self.fn.when(self._passes(values, terms), typed, update)
 
-    def _accumulation(self, count: int, width: int):  # type: ignore[no-untyped-def]
+    def _accumulation(self, count: int, width: int) -> Callable[[list[Val]], Sequence[Val]]:
+        """`accumulate` on one flat list: the state, the terms, the places."""
         states = len(self.kinds)
 
         def rule(args: list[Val]) -> Sequence[Val]:
@@ -402,7 +410,12 @@ class _Main(_Kernel):
 
         def rule(args: list[Val]) -> Sequence[Val]:
             rest = args[states:]
-            return [gate(tuple(args[:states]), [tuple(rest[q * width : (q + 1) * width]) for q in range(len(terms))])]
+            return [
+                gate(
+                    tuple(args[:states]),
+                    [tuple(rest[q * width : (q + 1) * width]) for q in range(len(terms))],
+                )
+            ]
 
         (mask,) = run_rule(self.vec, [*state, *(v for t in terms for v in t)], rule)
         return self.vec.any(mask.name)
@@ -453,7 +466,9 @@ class _Main(_Kernel):
                 for c, (total, part) in enumerate(zip(totals, parts, strict=True)):
                     self._two_sum(place, u, c, total.name, part.name)
                 return
-            merged = run_rule(self.wide, totals + parts, lambda a: self.rule.merge(tuple(a[:count]), tuple(a[count:])))
+            merged = run_rule(
+                self.wide, totals + parts, lambda a: self.rule.merge(tuple(a[:count]), tuple(a[count:]))
+            )
             for region, value in zip(self._totals, merged, strict=True):
                 self._write(region, place, u, self.wide.f, value.name)
 

@@ -32,7 +32,9 @@ class Function:
     def call(self, returns: str, function: str, *typed: tuple[str, str]) -> str:
         """Call a declared function with (type, value) arguments."""
         self.declarations.add(f"declare {returns} @{function}({', '.join(kind for kind, _ in typed)})")
-        return self.let(f"call {returns} @{function}({', '.join(f'{kind} {value}' for kind, value in typed)})")
+        return self.let(
+            f"call {returns} @{function}({', '.join(f'{kind} {value}' for kind, value in typed)})"
+        )
 
     def label(self, hint: str) -> str:
         self._count += 1

@@ -194,7 +194,9 @@ class Vec:
         value = self.fma(e, s.number(high), self.fma(t, s.number(2.0), tail))
         value = self.choose(self.compare("oeq", x, s.number(float("inf"))), x, value)
         value = self.choose(self.compare("oeq", x, s.number(0.0)), s.number(float("-inf")), value)
-        return self.choose(self.compare("uge", x, s.number(0.0)), self._nan_kept(x, value), s.number(float("nan")))
+        return self.choose(
+            self.compare("uge", x, s.number(0.0)), self._nan_kept(x, value), s.number(float("nan"))
+        )
 
     def _nan_kept(self, x: str, value: str) -> str:
         return self.choose(self.compare("uno", x, x), x, value)

@@ -1,0 +1,79 @@
+"""Every operation, on every backend and dtype, against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from farsum_kernels.formula.expr import CONST, VAR, I, constant, node, operations, variable
+from farsum_kernels.job import Spec
+from tests import oracles
+from tests.evaluate import BACKENDS, close, on_pairs, run
+
+M, N = 37, 53
+
+
+def _arrays(record: oracles.OpRecord, dtype: str) -> dict[int, np.ndarray]:
+    rng = np.random.default_rng(1)
+    shapes = [(M, d) if n == 0 else (N, d) for n, d in enumerate(record.dims)]
+    return {n: rng.uniform(record.low, record.high, s).astype(dtype) for n, s in enumerate(shapes)}
+
+
+def _dense(record: oracles.OpRecord, arrays: dict[int, np.ndarray]) -> np.ndarray:
+    wide = [a.astype(np.float64) for a in arrays.values()]
+    broadcast = [a[:, None] if n == 0 else a[None] for n, a in enumerate(wide)]
+    return record.value(*broadcast)
+
+
+@pytest.mark.parametrize("record", oracles.OPS, ids=lambda r: r.id)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_operation_has_the_value_of_numpy(backend: str, dtype: str, record: oracles.OpRecord) -> None:
+    arrays = _arrays(record, dtype)
+    formula = on_pairs(record.name, record.dims, record.params)
+    (got,) = run(backend, Spec(formula, "Sum", 1, dtype), arrays)
+    close(got, _dense(record, arrays).sum(1), dtype, factor=8)
+
+
+def test_every_operation_has_an_oracle() -> None:
+    assert {op for op in operations() if op not in (VAR.name, CONST.name)} == {r.name for r in oracles.OPS}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("op", "params", "points"),
+    [
+        pytest.param("Sqrt", (), [(0.0, 0.0), (-1.0, np.nan), (np.inf, np.inf)], marks=pytest.mark.parity("O-21")),
+        pytest.param("Rsqrt", (), [(0.0, 0.0), (-0.0, 0.0), (-1.0, np.nan), (np.inf, 0.0)], marks=pytest.mark.parity("O-22")),
+        pytest.param("Inv", (), [(0.0, np.inf), (-0.0, -np.inf), (np.inf, 0.0)], marks=pytest.mark.parity("O-23")),
+        pytest.param("Log", (), [(0.0, -np.inf), (-1.0, np.nan), (np.inf, np.inf), (1.0, 0.0)], marks=pytest.mark.parity("O-12")),
+        pytest.param("Exp", (), [(-np.inf, 0.0), (np.inf, np.inf), (0.0, 1.0), (1e30, np.inf), (-1e30, 0.0)], marks=pytest.mark.parity("O-11")),
+        pytest.param("Sin", (), [(0.0, 0.0), (np.inf, np.nan), (1e15, np.sin(1e15))], marks=pytest.mark.parity("O-14")),
+        pytest.param("Cos", (), [(0.0, 1.0), (np.inf, np.nan)], marks=pytest.mark.parity("O-15")),
+        pytest.param("Abs", (), [(-2.5, 2.5), (-np.inf, np.inf)], marks=pytest.mark.parity("O-25")),
+        pytest.param("Pow", (0,), [(np.nan, 1.0), (0.0, 1.0)]),
+        pytest.param("Pow", (-1,), [(0.0, np.inf), (-0.0, -np.inf), (-2.5, -0.4)]),
+        pytest.param("Pow", (3,), [(-np.inf, -np.inf), (-1.5, -3.375), (np.inf, np.inf)], marks=pytest.mark.parity("O-24")),
+    ],
+)  # fmt: skip
+def test_special_points(backend: str, op: str, params: tuple, points: list[tuple[float, float]]) -> None:
+    x = np.array([[p] for p, _ in points])
+    formula = node(op, variable(0, 1, I), params=params)
+    (got,) = run(backend, Spec(formula, "Max" if op == "Inv" else "Sum", 1, "float64"), {0: x})
+    np.testing.assert_allclose(got[:, 0], [v for _, v in points], rtol=1e-15, atol=0)
+
+
+@pytest.mark.parity("X-03")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_constants_are_exact_in_the_data_dtype(backend: str) -> None:
+    formula = node("Add", variable(0, 1, I), constant(123456789))
+    (got,) = run(backend, Spec(formula, "Sum", 1, "float64"), {0: np.zeros((1, 1))})
+    assert got[0, 0] == 123456789
+
+
+@pytest.mark.parity("R-31", "X-73")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_formula_without_the_reduced_axis_counts_once(backend: str) -> None:
+    x = np.array([[2.0], [3.0]])
+    (got,) = run(backend, Spec(variable(0, 1, I), "Sum", 1, "float64"), {0: x})
+    np.testing.assert_array_equal(got, x)

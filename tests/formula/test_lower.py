@@ -1,0 +1,63 @@
+"""Lowering: pulled components, loops past the threshold, placement by scope, limits."""
+
+from __future__ import annotations
+
+import pytest
+
+from farsum_kernels.errors import FormulaTooLarge
+from farsum_kernels.formula.expr import I, J, P, node, variable
+from farsum_kernels.formula.lower import lower
+from farsum_kernels.scalar.check import check
+from farsum_kernels.scalar.ir import Affine, Instr, Loop, Prim
+
+x, y, p = variable(0, 3, I), variable(1, 3, J), variable(2, 1, P)
+
+
+def test_short_sums_are_written_out_and_long_ones_are_loops() -> None:
+    short = lower(node("SqDist", x, y), None, unroll=6)
+    assert all(i.prim is not Prim.SUM for i in short.code)
+    long = lower(node("SqDist", variable(0, 1000, I), variable(1, 1000, J)), None, unroll=6)
+    assert [i.imm for i in long.code if i.prim is Prim.SUM] == [Loop(1000)]
+    assert len(long.code) < 10  # no text that grows with D
+
+
+def test_values_are_placed_where_their_inputs_live() -> None:
+    f = node("Mult", node("Exp", node("SqNorm2", y)), node("Add", node("Log", p), node("Scalprod", x, y)))
+    program = lower(f, None, unroll=6)
+    scope = {i.prim: s for i, s in zip(program.code, program.scopes, strict=True)}
+    assert scope[Prim.EXP] == {"j"}
+    assert scope[Prim.LOG] == frozenset()
+    assert program.scopes[program.value[0]] == {"i", "j"}
+
+
+def test_common_subexpressions_are_computed_once() -> None:
+    d = node("SqDist", x, y)
+    once = lower(node("Exp", d), None, unroll=6)
+    twice = lower(node("Add", node("Exp", d), node("Exp", node("SqDist", x, y))), None, unroll=6)
+    assert len(twice.code) == len(once.code) + 1
+
+
+def test_code_does_not_depend_on_history() -> None:
+    first = lower(node("SqDist", x, y), None, unroll=6).code
+    lower(node("Exp", node("Add", x, y)), None, unroll=6)
+    assert lower(node("SqDist", x, y), None, unroll=6).code == first
+
+
+def test_code_size_is_limited() -> None:
+    with pytest.raises(FormulaTooLarge, match="scalar instructions"):
+        check([Instr(Prim.CONST, (), "1.0")] * 20_001, 0)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        [Instr(Prim.NEG, (0,))],
+        [Instr(Prim.CONST, (), "1.0"), Instr(Prim.ADD, (0,))],
+        [Instr(Prim.CONST, (), "1.0"), Instr(Prim.LT, (0, 0)), Instr(Prim.ADD, (0, 1))],
+        [Instr(Prim.CONST, (), "1.0"), Instr(Prim.SELECT, (0, 0, 0))],
+        [Instr(Prim.LOAD, (), (3, Affine(0)))],
+    ],
+)
+def test_the_verifier_finds_broken_code(code: list[Instr]) -> None:
+    with pytest.raises(AssertionError):
+        check(code, 1)
