@@ -88,7 +88,7 @@ def layout_for(program: Program, rule: Reduction, itemsize: int, machine: Machin
     """Register blocking by the kind of work; measured on AVX-512 and AVX2 (docs/decisions)."""
     lanes = machine.vector_bytes // itemsize
     wide = machine.registers >= 32
-    looped = any(instr.prim is Prim.SUM and _pairwise(program, n) for n, instr in enumerate(program.code))
+    looped = any(instr.prim is Prim.FOLD and _pairwise(program, n) for n, instr in enumerate(program.code))
     shifted = rule.block is not None and Kind.WIDE in rule.state(1, 1) and Kind.VALUE in rule.state(1, 1)
     if program.loop:
         rows, columns = (1, 8) if wide else (1, 4)

@@ -8,16 +8,16 @@ from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.expr import I, J, P, node, variable
 from farsum_kernels.formula.lower import lower
 from farsum_kernels.scalar.check import check
-from farsum_kernels.scalar.ir import Affine, Instr, Loop, Prim
+from farsum_kernels.scalar.ir import MAX_INSTRUCTIONS, Affine, Block, Fold, Instr, Loop, Prim
 
 x, y, p = variable(0, 3, I), variable(1, 3, J), variable(2, 1, P)
 
 
 def test_short_sums_are_written_out_and_long_ones_are_loops() -> None:
     short = lower(node("SqDist", x, y), None, unroll=6)
-    assert all(i.prim is not Prim.SUM for i in short.code)
+    assert all(i.prim is not Prim.FOLD for i in short.code)
     long = lower(node("SqDist", variable(0, 1000, I), variable(1, 1000, J)), None, unroll=6)
-    assert [i.imm for i in long.code if i.prim is Prim.SUM] == [Loop(1000)]
+    assert [i.imm for i in long.code if i.prim is Prim.FOLD] == [Fold(Loop(1000))]
     assert len(long.code) < 10  # no text that grows with D
 
 
@@ -44,8 +44,10 @@ def test_code_does_not_depend_on_history() -> None:
 
 
 def test_code_size_is_limited() -> None:
+    block = Block()
     with pytest.raises(FormulaTooLarge, match="scalar instructions"):
-        check([Instr(Prim.CONST, (), "1.0")] * 20_001, 0)
+        for n in range(MAX_INSTRUCTIONS + 2):
+            block.constant(float(n))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from farsum_kernels.formula.lower import Program, lower
 from farsum_kernels.formula.reductions import Kind, Reduction
 from farsum_kernels.job import Extent, Spec, extent_of, output_shapes
-from farsum_kernels.scalar.ir import LEAVES, Block, Instr, Loop, Prim, Val, fold, number
+from farsum_kernels.scalar.ir import LEAVES, Affine, Block, I, Instr, Loop, Prim, Val, fold, number
 
 Array = NDArray[Any]
 
@@ -28,6 +28,12 @@ NUMPY: dict[Prim, Callable[..., Any]] = {
     Prim.LOG: np.log,
     Prim.SIN: np.sin,
     Prim.COS: np.cos,
+    Prim.ASIN: np.arcsin,
+    Prim.ACOS: np.arccos,
+    Prim.ATAN: np.arctan,
+    Prim.FLOOR: np.floor,
+    Prim.ROUND: lambda x: np.where(np.abs(x) < 2.0**52, np.trunc(x + np.copysign(0.49999999999999994, x)), x),
+    Prim.ATAN2: np.arctan2,
     Prim.ADD: np.add,
     Prim.SUB: np.subtract,
     Prim.MUL: np.multiply,
@@ -73,7 +79,7 @@ def _run(code: Sequence[Instr], args: Sequence[Array], dtype: np.dtype[Any]) -> 
     def leaf(instr: Instr) -> Any:
         if instr.prim is Prim.ARG:
             return args[instr.imm]
-        return np.float64(number(instr.imm, float(limits.min), float(limits.max)))
+        return np.float64(number(instr.imm, float(limits.max)))
 
     with _quiet():
         return fold(code, NUMPY, leaf)
@@ -130,7 +136,7 @@ def _batched(array: Array, parameter: bool, extent: Extent) -> Array:
 def _terms(program: Program, inputs: Sequence[Array], m: int, n: int) -> tuple[Array, Array]:
     """F and the weight on all pairs, of shape (m, n, dim)."""
     loops = sorted(
-        {s for scope in program.scopes for s in scope if isinstance(s, Loop)},
+        {s for scope in program.scopes for s in scope if isinstance(s, Loop)} | {program.loop} - {None},
         key=lambda s: (s.depth, s.extent),
     )
     axes = {loop: 2 + place for place, loop in enumerate(loops)}
@@ -141,24 +147,38 @@ def _terms(program: Program, inputs: Sequence[Array], m: int, n: int) -> tuple[A
 
     def leaf(instr: Instr) -> Any:
         if instr.prim is Prim.CONST:
-            return np.float64(number(instr.imm, np.finfo(float).min, np.finfo(float).max))
+            return np.float64(number(instr.imm, float(np.finfo(float).max)))
+        if instr.prim is Prim.ROW:
+            axis, rows = (0, m) if instr.imm == I else (1, n)
+            return along(axis, np.arange(rows, dtype=np.float64))
+        if instr.prim is Prim.INDEX:
+            return place(instr.imm).astype(np.float64)
         slot, k = instr.imm
-        index = np.full([1] * rank, k.base)
-        for loop, step in k.terms:
-            index = index + step * along(axes[loop], np.arange(loop.extent))
         category = program.slots[slot].params[2]
         if category == 2:
-            return inputs[slot][index]
-        rows = along(category, np.arange(inputs[slot].shape[0]))
-        return inputs[slot][rows, index]
+            return inputs[slot][place(k)]
+        return inputs[slot][along(category, np.arange(inputs[slot].shape[0])), place(k)]
+
+    def place(k: Affine) -> Array:
+        index = np.full([1] * rank, k.base)
+        for atom, step in k.terms:
+            if isinstance(atom, Loop):
+                value = along(axes[atom], np.arange(atom.extent))
+            else:
+                inner = place(atom.of)
+                value = {
+                    "div": lambda a, by: a // by,
+                    "mod": lambda a, by: a % by,
+                    "clip": lambda a, by: np.clip(a, 0, by),
+                }[atom.kind](inner, atom.by)
+            index = index + step * value
+        return index
 
     with _quiet():
         values: list[Any] = []
         for instr in program.code:
-            if instr.prim is Prim.SUM:
-                axis, extent = axes[instr.imm], instr.imm.extent
-                term = np.asarray(values[instr.args[0]])
-                values.append(term.sum(axis, keepdims=True) if term.shape[axis] == extent else term * extent)
+            if instr.prim is Prim.FOLD:
+                values.append(_folded(np.asarray(values[instr.args[0]]), axes[instr.imm.loop], instr.imm.how))
             elif instr.prim in LEAVES:
                 values.append(leaf(instr))
             else:
@@ -172,6 +192,18 @@ def _terms(program: Program, inputs: Sequence[Array], m: int, n: int) -> tuple[A
         return np.concatenate(parts, axis=-1) if parts else np.empty((m, n, 0))
 
     return gathered(program.value, program.loop), gathered(program.weight, None)
+
+
+def _folded(term: Array, axis: int, how: str) -> Array:
+    """A fold over one axis, kept with length 1."""
+    if how == "sum":
+        return np.asarray(term.sum(axis, keepdims=True))
+    parts = np.moveaxis(term, axis, 0)
+    best, where = parts[0], np.zeros_like(parts[0])
+    for k, x in enumerate(parts):
+        take = x < best if how.endswith("min") else x > best
+        best, where = np.where(take, x, best), np.where(take, float(k), where)
+    return np.expand_dims(where if how.startswith("arg") else best, axis)
 
 
 def _reduce(spec: Spec, terms: Array, weights: Array) -> list[Array]:
@@ -197,7 +229,7 @@ def _fold_columns(
     rows = state[0].shape[0]
     limits = np.finfo(dtype)
     start = [
-        np.full(rows, number(x if isinstance(x, str) else repr(x), float(limits.min), float(limits.max)))
+        np.full(rows, number(x if isinstance(x, str) else repr(x), float(limits.max)))
         for x in identity
     ]
     while state[0].shape[1] > 1:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Limits of one formula. They hold for a local user too: past them the compiler, not the
 # arithmetic, is what takes the time.
 MAX_NODES = 4096
-MAX_DEPTH = 512
+MAX_DEPTH = 256
 MAX_DIM = 1 << 16
 
 I, J, P = 0, 1, 2
@@ -33,9 +33,11 @@ CATEGORIES = {I: "Vi", J: "Vj", P: "Pm"}
 class Op:
     """One operation: its name, its dims rule and its meaning. No backend is ever named here.
 
-    `dims(*dims, *params)` gives the output dimension or raises `DimensionError`. The meaning is one
-    of: `expand(*args, *params)`, a formula of simpler operations, or `lower(lowering, node)`, a rule
-    in the scalar IR.
+    `dims(*dims, *params)` gives the output dimension or raises `DimensionError`; `check(*args, *params)`
+    looks at the operands themselves where their dimensions do not say enough. The meaning is one of:
+    `expand(*args, *params)`, a formula of simpler operations, or `lower(lowering, node)`, a rule in the
+    scalar IR. `grad(e, y, *args, *params)` gives the cotangents of the operands from that of the output
+    y; an operation without it is differentiated through its expansion.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Op:
     dims: Callable[..., int]
     lower: Callable[[Lowering, Expr], Vector] | None = None
     expand: Callable[..., Expr] | None = None
+    grad: Callable[..., tuple[Expr | None, ...]] | None = None
+    check: Callable[..., None] | None = None
     params: int = 0
     infix: str | None = None
 
@@ -63,7 +67,7 @@ def register(op: Op) -> Op:
 
 def operations() -> dict[str, Op]:
     """The table of operations, with every module that declares some loaded."""
-    from farsum_kernels.formula import pointwise, vectors  # noqa: F401
+    from farsum_kernels.formula import calculus, complexes, constants, norms, pointwise, tensors, vectors  # noqa: F401
 
     return OPS
 
@@ -147,6 +151,8 @@ def node(op: Op | str, *args: Expr, params: tuple[Any, ...] = ()) -> Expr:
         )
 
     def dims() -> tuple[int, int]:
+        if op.check:
+            op.check(*args, *params)
         indices = 0
         for a in args:
             indices |= a.indices
@@ -181,6 +187,12 @@ def variable(index: int, dim: int, category: int) -> Expr:
     return _intern(VAR, (), (index, dim, category), lambda: (dim, (1, 2, 0)[category]))
 
 
+def fictitious(index: int, dim: int) -> Expr:
+    """A variable with a negative index: it stands for a vector while a derivative is built, and is no input."""
+    assert index < 0
+    return _intern(VAR, (), (index, dim, P), lambda: (dim, 0))
+
+
 def constant(value: float) -> Expr:
     """A number, exact in the data dtype of the job."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -213,7 +225,7 @@ def variables(*roots: Expr) -> dict[int, Expr]:
     """
     found: dict[int, Expr] = {}
     for expr in walk(*roots):
-        if expr.op is VAR and found.setdefault(expr.params[0], expr) is not expr:
+        if expr.op is VAR and expr.params[0] >= 0 and found.setdefault(expr.params[0], expr) is not expr:
             raise FormulaError(f"{found[expr.params[0]]} and {expr} declare one input in two ways")
     return dict(sorted(found.items()))
 
@@ -222,7 +234,7 @@ def substitute(root: Expr, leaf: Callable[[Expr], Expr]) -> Expr:
     """The formula with every variable v replaced by leaf(v)."""
     new: dict[Expr, Expr] = {}
     for expr in walk(root):
-        if expr.op is VAR:
+        if expr.op is VAR and expr.params[0] >= 0:
             new[expr] = leaf(expr)
         elif expr.args:
             new[expr] = node(expr.op, *(new[a] for a in expr.args), params=expr.params)

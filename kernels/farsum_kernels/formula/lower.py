@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
+from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.expr import CONST, Expr, I, J, variables, walk
 from farsum_kernels.scalar import ir
 from farsum_kernels.scalar.check import check
@@ -35,43 +37,88 @@ class Vector:
 
 
 class Lowering:
-    """The state of one lowering: the block, and the vectors already made."""
+    """The state of one lowering: the block, the vectors already made, the basis vectors at hand."""
 
     def __init__(self, block: Block, slots: dict[int, int], unroll: int) -> None:
         self.block = block
         self._slots = slots
         self._unroll = unroll
         self._vectors: dict[Expr, Vector] = {}
+        self._bound: dict[int, Vector] = {}
+        self._outer: Lowering | None = None
+        self._own: set[Expr] = set()
+        self._inner: dict[tuple[int, Affine], Lowering] = {}
 
     def vector(self, root: Expr) -> Vector:
-        # Rules recurse through here; the walk makes operands first, so the recursion is shallow.
+        """The value of a formula. Operands are made first, so rules that come back here do not nest deeply."""
         for expr in walk(root):
             if expr not in self._vectors:
-                op = expr.op
-                if op.expand:
-                    made = self.vector(op.expand(*expr.args, *expr.params))
-                else:
-                    assert op.lower, f"{op} has no meaning"
-                    made = op.lower(self, expr)
-                self._vectors[expr] = made
+                self._vectors[expr] = made = self._made(expr)
+                if expr.dim == 1:
+                    made.at(0)
         return self._vectors[root]
+
+    def _made(self, expr: Expr) -> Vector:
+        if self._outer and expr not in self._own:
+            return self._outer.vector(expr)
+        if expr.op.lower:
+            return expr.op.lower(self, expr)
+        assert expr.op.expand, f"{expr.op} has no meaning"
+        if self._outer:
+            # What an expansion is made of depends on the basis vector wherever the whole does.
+            inner = expr.op.expand(*expr.args, *expr.params)
+            self._own |= _depending(inner, self._own)
+            return self.vector(inner)
+        return self.vector(expr.op.expand(*expr.args, *expr.params))
+
+    def bound(self, index: int, dim: int, place: Affine, depending: set[Expr]) -> Lowering:
+        """The same lowering with fictitious variable `index` standing for basis vector number `place`."""
+        if (index, place) not in self._inner:
+            inner = Lowering(self.block, self._slots, self._unroll)
+            inner._outer = self
+            inner._own = set(depending)
+            inner._bound = self._bound | {index: Vector(dim, lambda k: self._delta(k, place))}
+            self._inner[index, place] = inner
+        return self._inner[index, place]
+
+    def _delta(self, k: Affine, place: Affine) -> Val:
+        """1 where two indices are equal, else a structural zero."""
+        distance = k - place
+        low, high = distance.bounds
+        if low == high:
+            return self.block.constant(1.0) if low == 0 else self.block.zero()
+        if low > 0 or high < 0:
+            return self.block.zero()
+        return ir.select(ir.equal(self.block.place(k), self.block.place(place)), 1.0, self.block.zero())
 
     def leaf(self, leaf: Expr) -> Vector:
         if leaf.op is CONST:
             value = self.block.constant(leaf.params[0])
             return Vector(1, lambda _: value)
-        slot = self._slots[leaf.params[0]]
+        index = leaf.params[0]
+        if index < 0:
+            return self._bound[index]
+        slot = self._slots[index]
         return Vector(leaf.dim, lambda k: self.block.load(slot, k))
 
-    def sum(self, vector: Vector, extent: int, inside: Affine = Affine(0)) -> Val:
-        """The sum of vector.at(0 … extent-1): straight-line when short, a loop when long."""
+    def sum(self, term: Callable[[Affine], Val], extent: int, inside: Affine = Affine(0)) -> Val:
+        """The sum of term(0 … extent-1): straight-line when short, a loop when long."""
         if extent <= self._unroll:
-            total = vector.at(0)
-            for k in range(1, extent):
-                total = total + vector.at(k)
-            return total
+            return reduce(lambda a, b: a + b, (term(Affine(k)) for k in range(extent)))
         loop = Loop(extent, inside.depth)
-        return self.block.sum(loop, vector.at(loop))
+        return self.block.fold("sum", loop, term(Affine.of(loop)))
+
+    def extremum(self, how: str, term: Callable[[Affine], Val], extent: int, inside: Affine = Affine(0)) -> Val:
+        """The "min", "max", "argmin" or "argmax" of term(0 … extent-1), by a scan from the first."""
+        if extent > self._unroll:
+            loop = Loop(extent, inside.depth)
+            return self.block.fold(how, loop, term(Affine.of(loop)))
+        best, place = term(Affine(0)), self.block.constant(0.0)
+        for k in range(1, extent):
+            x = term(Affine(k))
+            take = x < best if how.endswith("min") else x > best
+            best, place = ir.select(take, x, best), ir.select(take, float(k), place)
+        return place if how.startswith("arg") else best
 
     def components(self, root: Expr) -> tuple[Val, ...] | Loop:
         """All components of a root, or the loop over them when they are too many to write out."""
@@ -79,6 +126,15 @@ class Lowering:
         if root.dim > max(1, self._unroll):
             return Loop(root.dim)
         return tuple(vector.at(k) for k in range(root.dim))
+
+
+def _depending(root: Expr, known: set[Expr]) -> set[Expr]:
+    """The nodes below root that depend on a node of `known`."""
+    found = set(known)
+    for n in walk(root):
+        if any(a in found for a in n.args):
+            found.add(n)
+    return found
 
 
 @dataclass(frozen=True)
@@ -105,7 +161,7 @@ class Program:
         for instr, scope in zip(self.code, self.scopes, strict=True):
             if {ir.I, ir.J} <= scope and instr.prim not in ir.LEAVES:
                 cost = _COST.get(instr.prim, 1.0)
-                for symbol in scope | ({instr.imm} if instr.prim is Prim.SUM else set()):
+                for symbol in scope | ({instr.imm.loop} if instr.prim is Prim.FOLD else set()):
                     cost *= symbol.extent if isinstance(symbol, Loop) else 1
                 total += cost
         return max(total, 1.0) + self.dim
@@ -131,21 +187,37 @@ def lower(formula: Expr, weight: Expr | None, unroll: int, spoken: Sequence[Prim
     categories = [_SYMBOL.get(v.params[2]) for v in slots.values()]
     block = Block(categories, spoken)
     lowering = Lowering(block, {index: slot for slot, index in enumerate(slots)}, unroll)
-    value = lowering.components(formula)
-    loop = value if isinstance(value, Loop) else None
-    if isinstance(value, Loop):
-        value = (lowering.vector(formula).at(value),)
-    weights: tuple[Val, ...] = ()
-    if weight is not None:
-        vector = lowering.vector(weight)
-        weights = tuple(vector.at(k) for k in range(weight.dim))
-    check(block.code, len(slots))
+    try:
+        value = lowering.components(formula)
+        loop = value if isinstance(value, Loop) else None
+        if isinstance(value, Loop):
+            value = (lowering.vector(formula).at(value),)
+        weights: tuple[Val, ...] = ()
+        if weight is not None:
+            vector = lowering.vector(weight)
+            weights = tuple(vector.at(k) for k in range(weight.dim))
+    except RecursionError:
+        raise FormulaTooLarge("the formula is nested too deeply") from None
+    code, scopes, place = _live(block, [v.index for v in (*value, *weights)])
+    check(code, len(slots))
     return Program(
         tuple(slots.values()),
-        block.code,
-        tuple(block.scopes),
-        tuple(v.index for v in value),
-        tuple(v.index for v in weights),
+        code,
+        scopes,
+        tuple(place[v.index] for v in value),
+        tuple(place[v.index] for v in weights),
         loop,
         formula.dim,
     )
+
+
+def _live(block: Block, results: list[int]) -> tuple[tuple[Instr, ...], tuple[Scope, ...], dict[int, int]]:
+    """The code that the results need, and the new place of each instruction."""
+    code = block.code
+    needed = set(results)
+    for n in range(len(code) - 1, -1, -1):
+        if n in needed:
+            needed.update(code[n].args)
+    place = {n: p for p, n in enumerate(sorted(needed))}
+    kept = tuple(Instr(code[n].prim, tuple(place[a] for a in code[n].args), code[n].imm) for n in place)
+    return kept, tuple(block.scopes[n] for n in place), place

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from farsum_kernels.errors import FormulaTooLarge
-from farsum_kernels.scalar.ir import ARITY, MASKS, Affine, Instr, Loop, Prim
-
-MAX_INSTRUCTIONS = 20_000
-
+from farsum_kernels.scalar.ir import ARITY, MASKS, Affine, Fold, Instr, Prim
 
 def check(code: Sequence[Instr], slots: int) -> None:
-    """Raise AssertionError, with the offending instruction, if the code is not well formed.
-
-    The size limit is a user's matter and raises FormulaTooLarge; everything else is our own bug.
-    """
-    if len(code) > MAX_INSTRUCTIONS:
-        raise FormulaTooLarge(
-            f"the formula lowers to {len(code)} scalar instructions; at most {MAX_INSTRUCTIONS} are allowed"
-        )
+    """Raise AssertionError, with the offending instruction, if the code is not well formed: our own bug."""
     for n, instr in enumerate(code):
         assert len(instr.args) == ARITY[instr.prim], f"{n}: {instr} has the wrong number of operands"
         assert all(0 <= a < n for a in instr.args), f"{n}: {instr} uses a value that comes later"
@@ -31,7 +20,7 @@ def check(code: Sequence[Instr], slots: int) -> None:
             case Prim.LOAD:
                 slot, k = instr.imm
                 assert 0 <= slot < slots and isinstance(k, Affine), f"{n}: {instr} loads nothing known"
-            case Prim.SUM:
-                assert isinstance(instr.imm, Loop) and not masks[0], f"{n}: {instr} is no sum over a loop"
+            case Prim.FOLD:
+                assert isinstance(instr.imm, Fold) and not masks[0], f"{n}: {instr} is no fold over a loop"
             case _:
                 assert not any(masks), f"{n}: {instr} computes with a mask"

@@ -16,8 +16,13 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+from farsum_kernels.errors import FormulaTooLarge
+
 I = "i"
 J = "j"
+
+
+MAX_INSTRUCTIONS = 20_000
 
 
 class Prim(Enum):
@@ -25,8 +30,10 @@ class Prim(Enum):
 
     # leaves
     LOAD = auto()  # imm = (slot, Affine): one component of an input row
+    ROW = auto()  # imm = I or J: the number of the row, as a number
+    INDEX = auto()  # imm = Affine: a place in a vector, as a number
     ARG = auto()  # imm = n: a value that the caller of the block hands in
-    CONST = auto()  # imm = a number, "lowest" or "highest" (of the finite values of the dtype)
+    CONST = auto()  # imm = a number, "zero", or "lowest", "highest" (of the finite values of the dtype)
     # number -> number
     NEG = auto()
     ABS = auto()
@@ -36,11 +43,17 @@ class Prim(Enum):
     LOG = auto()
     SIN = auto()
     COS = auto()
+    ASIN = auto()
+    ACOS = auto()
+    ATAN = auto()
+    FLOOR = auto()
+    ROUND = auto()  # halves away from zero
     ADD = auto()
     SUB = auto()
     MUL = auto()
     DIV = auto()
     POW = auto()
+    ATAN2 = auto()
     MIN = auto()  # a if a < b else b, so a NaN in a is dropped and one in b stays
     MAX = auto()  # a if a > b else b
     # number -> mask
@@ -51,21 +64,19 @@ class Prim(Enum):
     AND = auto()
     # mask, a, b -> a where the mask holds, else b; both sides are evaluated
     SELECT = auto()
-    # imm = Loop: the sum of the argument over the loop
-    SUM = auto()
+    # imm = Fold: the argument folded over a loop
+    FOLD = auto()
 
 
 MASKS = {Prim.LT, Prim.LE, Prim.EQ, Prim.OR, Prim.AND}
-LEAVES = {Prim.LOAD, Prim.ARG, Prim.CONST}
-ARITY = {
-    **dict.fromkeys(LEAVES, 0),
-    **dict.fromkeys(
-        [Prim.NEG, Prim.ABS, Prim.SQRT, Prim.RSQRT, Prim.EXP, Prim.LOG, Prim.SIN, Prim.COS, Prim.SUM], 1
-    ),
-    **dict.fromkeys([Prim.ADD, Prim.SUB, Prim.MUL, Prim.DIV, Prim.POW, Prim.MIN, Prim.MAX], 2),
-    **dict.fromkeys(MASKS, 2),
-    Prim.SELECT: 3,
-}
+LEAVES = {Prim.LOAD, Prim.ROW, Prim.INDEX, Prim.ARG, Prim.CONST}
+_BINARY = {Prim.ADD, Prim.SUB, Prim.MUL, Prim.DIV, Prim.POW, Prim.ATAN2, Prim.MIN, Prim.MAX}
+ARITY = (
+    dict.fromkeys(Prim, 1)
+    | dict.fromkeys(LEAVES, 0)
+    | dict.fromkeys(_BINARY | MASKS, 2)
+    | {Prim.SELECT: 3}
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +88,46 @@ class Loop:
 
 
 @dataclass(frozen=True, slots=True)
+class Fold:
+    """How a value is folded over a loop: "sum", "min", "max", or the place of the first "argmin", "argmax".
+
+    Extrema scan from the first element with a strict comparison: a NaN in it sticks, others are skipped.
+    """
+
+    loop: Loop
+    how: str = "sum"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A whole-number function of an index: "div" or "mod" by `by`, or "clip" to 0 … `by`."""
+
+    kind: str
+    of: Affine
+    by: int
+
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        return self.of.loops
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        low, high = self.of.bounds
+        match self.kind:
+            case "div":
+                return low // self.by, high // self.by
+            case "mod":
+                return 0, self.by - 1
+            case _:
+                return max(0, min(low, self.by)), max(0, min(high, self.by))
+
+
+@dataclass(frozen=True, slots=True)
 class Affine:
-    """An index into a row: base + the sum of coefficient × loop counter."""
+    """An index into a row: base + the sum of coefficient × (loop counter, or part of an index)."""
 
     base: int
-    terms: tuple[tuple[Loop, int], ...] = ()
+    terms: tuple[tuple[Loop | Part, int], ...] = ()
 
     @staticmethod
     def of(k: int | Loop | Affine) -> Affine:
@@ -96,17 +142,62 @@ class Affine:
     def __add__(self, other: int | Loop | Affine) -> Affine:
         other = Affine.of(other)
         total = dict(self.terms)
-        for loop, step in other.terms:
-            total[loop] = total.get(loop, 0) + step
-        ordered = sorted(total.items(), key=lambda item: (item[0].depth, item[0].extent))
-        return Affine(self.base + other.base, tuple(ordered))
+        for atom, step in other.terms:
+            total[atom] = total.get(atom, 0) + step
+        # The order of terms is part of equality, so it must not depend on who was added to whom.
+        return Affine(self.base + other.base, tuple(sorted(((a, c) for a, c in total.items() if c), key=repr)))
+
+    def __sub__(self, other: int | Loop | Affine) -> Affine:
+        return self + Affine.of(other) * -1
 
     def __mul__(self, factor: int) -> Affine:
-        return Affine(self.base * factor, tuple((loop, step * factor) for loop, step in self.terms))
+        if factor == 0:
+            return Affine(0)
+        return Affine(self.base * factor, tuple((atom, step * factor) for atom, step in self.terms))
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The smallest and the largest value that it can take."""
+        low = high = self.base
+        for atom, step in self.terms:
+            ends = (0, atom.extent - 1) if isinstance(atom, Loop) else atom.bounds
+            low += min(step * e for e in ends)
+            high += max(step * e for e in ends)
+        return low, high
+
+    def div(self, by: int) -> Affine:
+        """The quotient, rounded down; the index must not be negative."""
+        low, high = self.bounds
+        if low // by == high // by:
+            return Affine(low // by)
+        if self.base % by == 0 and all(step % by == 0 for _, step in self.terms):
+            return Affine(self.base // by, tuple((atom, step // by) for atom, step in self.terms))
+        return Affine(0, ((Part("div", self, by), 1),))
+
+    def mod(self, by: int) -> Affine:
+        """The remainder, from 0 to by - 1; the index must not be negative."""
+        low, high = self.bounds
+        if low // by == high // by:
+            return self + -(low // by) * by
+        if all(step % by == 0 for _, step in self.terms):
+            return Affine(self.base % by)
+        return Affine(0, ((Part("mod", self, by), 1),))
+
+    def clip(self, top: int) -> Affine:
+        """The nearest index from 0 to top."""
+        low, high = self.bounds
+        if 0 <= low and high <= top:
+            return self
+        if high <= 0 or low >= top:
+            return Affine(0 if high <= 0 else top)
+        return Affine(0, ((Part("clip", self, top), 1),))
 
     @property
     def loops(self) -> tuple[Loop, ...]:
-        return tuple(loop for loop, _ in self.terms)
+        found: dict[Loop, None] = {}
+        for atom, _ in self.terms:
+            found |= dict.fromkeys([atom] if isinstance(atom, Loop) else atom.loops)
+        return tuple(found)
 
     @property
     def depth(self) -> int:
@@ -185,7 +276,8 @@ def _unary(prim: Prim) -> Callable[[Val], Val]:
 
 
 exp, log, sin, cos = map(_unary, (Prim.EXP, Prim.LOG, Prim.SIN, Prim.COS))
-sqrt, absolute = map(_unary, (Prim.SQRT, Prim.ABS))
+asin, acos, atan = map(_unary, (Prim.ASIN, Prim.ACOS, Prim.ATAN))
+sqrt, absolute, floor, nearest = map(_unary, (Prim.SQRT, Prim.ABS, Prim.FLOOR, Prim.ROUND))
 
 
 def equal(a: Val, b: Val | float) -> Val:
@@ -198,6 +290,10 @@ def minimum(a: Val, b: Val) -> Val:
 
 def maximum(a: Val, b: Val) -> Val:
     return a.block.emit(Prim.MAX, a, b)
+
+
+def atan2(a: Val, b: Val) -> Val:
+    return a.block.emit(Prim.ATAN2, a, b)
 
 
 def power(a: Val, b: Val | float) -> Val:
@@ -225,49 +321,105 @@ class Block:
         self._categories = tuple(categories)
         self._spoken = None if spoken is None else set(spoken)
         self._index: dict[Instr, int] = {}
+        self._instructions: list[Instr] = []
         self.scopes: list[Scope] = []
 
     @property
     def code(self) -> tuple[Instr, ...]:
-        return tuple(self._index)
+        return tuple(self._instructions)
 
     def emit(self, prim: Prim, *args: Val | float, imm: Any = None) -> Val:
         lifted = tuple(a if isinstance(a, Val) else self.constant(a) for a in args)
+        if (found := self._trivial(prim, lifted)) is not None:
+            return found
         if self._spoken is not None and prim not in self._spoken and prim in EXPAND:
             return EXPAND[prim](*lifted)
         scope: Scope = frozenset().union(*(self.scopes[a.index] for a in lifted))
-        if prim is Prim.SUM:
-            scope -= {imm}
+        if prim is Prim.DIV and {I, J} <= scope and not {I, J} <= self.scopes[lifted[1].index]:
+            # One division outside the pair loop instead of one per pair; at most one more rounding.
+            return lifted[0] * (1.0 / lifted[1])
+        if prim is Prim.FOLD:
+            scope -= {imm.loop}
         return self._add(Instr(prim, tuple(a.index for a in lifted), imm), scope)
+
+    def _trivial(self, prim: Prim, args: tuple[Val, ...]) -> Val | None:
+        """Arithmetic with a structural zero or with one. A computed 0.0 is not structural: 0·NaN stays NaN."""
+        code = self._instructions
+        zero = [code[a.index].imm == "zero" and code[a.index].prim is Prim.CONST for a in args]
+        one = [code[a.index].imm == "1.0" and code[a.index].prim is Prim.CONST for a in args]
+        match prim:
+            case Prim.MUL if any(zero):
+                return args[zero.index(True)]
+            case Prim.MUL if any(one):
+                return args[1 - one.index(True)]
+            case Prim.DIV if zero[0] or one[1]:
+                return args[0]
+            case Prim.ADD if any(zero):
+                return args[1 - zero.index(True)]
+            case Prim.SUB if zero[1]:
+                return args[0]
+            case Prim.SUB if zero[0]:
+                return -args[1]
+            case Prim.NEG | Prim.FOLD if zero[0]:
+                return args[0]
+            case Prim.SELECT if args[1].index == args[2].index:
+                return args[1]
+        return None
 
     def load(self, slot: int, k: Affine) -> Val:
         row = self._categories[slot]
         return self._add(Instr(Prim.LOAD, (), (slot, k)), frozenset(k.loops) | ({row} if row else set()))
 
+    def row(self, symbol: str) -> Val:
+        return self._add(Instr(Prim.ROW, (), symbol), frozenset({symbol}))
+
+    def place(self, k: Affine) -> Val:
+        """An index as a number."""
+        if not k.terms:
+            return self.constant(float(k.base))
+        return self._add(Instr(Prim.INDEX, (), k), frozenset(k.loops))
+
     def constant(self, value: float | str) -> Val:
         # -0.0 == 0.0 and 1 == 1.0 would merge in a dict: the text tells them apart.
-        return self._add(
-            Instr(Prim.CONST, (), value if isinstance(value, str) else repr(float(value))), frozenset()
-        )
+        imm = value if isinstance(value, str) else repr(float(value))
+        return self._add(Instr(Prim.CONST, (), imm), frozenset())
+
+    def zero(self) -> Val:
+        """A zero that is known to be one: what is multiplied by it need not be computed."""
+        return self.constant("zero")
 
     def arg(self, n: int) -> Val:
         return self._add(Instr(Prim.ARG, (), n), frozenset())
 
-    def sum(self, loop: Loop, term: Val) -> Val:
+    def fold(self, how: str, loop: Loop, term: Val) -> Val:
         if loop not in self.scopes[term.index]:  # the term does not change along the loop
-            return term * float(loop.extent)
-        return self.emit(Prim.SUM, term, imm=loop)
+            return {"sum": lambda: term * float(loop.extent), "min": lambda: term, "max": lambda: term}.get(
+                how, lambda: self.constant(0.0)
+            )()
+        return self.emit(Prim.FOLD, term, imm=Fold(loop, how))
 
     def _add(self, instr: Instr, scope: Scope) -> Val:
         index = self._index.setdefault(instr, len(self._index))
+        if index > MAX_INSTRUCTIONS:
+            raise FormulaTooLarge(
+                f"the formula lowers to more than {MAX_INSTRUCTIONS} scalar instructions"
+            )
         if index == len(self.scopes):
+            self._instructions.append(instr)
             self.scopes.append(scope)
         return Val(self, index)
 
 
-def number(imm: str, lowest: float, highest: float) -> float:
-    """The value of a CONST in a dtype whose finite values end at lowest and highest."""
-    return {"lowest": lowest, "highest": highest}.get(imm) if imm in ("lowest", "highest") else float(imm)  # type: ignore[return-value]
+def number(imm: str, highest: float) -> float:
+    """The value of a CONST in a dtype whose largest finite value is `highest`."""
+    match imm:
+        case "zero":
+            return 0.0
+        case "highest":
+            return highest
+        case "lowest":
+            return -highest
+    return float(imm)
 
 
 def fold(code: Sequence[Instr], table: dict[Prim, Any], leaf: Callable[[Instr], Any]) -> list[Any]:

@@ -14,7 +14,21 @@ from functools import cached_property, partial
 from farsum_kernels.backends.cpu.text import Function
 from farsum_kernels.backends.cpu.vector import LARGEST, LLVM, Shape, Value, Vec
 from farsum_kernels.formula.lower import Program
-from farsum_kernels.scalar.ir import LEAVES, Affine, Block, Instr, Loop, Prim, Scope, Val, fold, number
+from farsum_kernels.scalar.ir import (
+    LEAVES,
+    MASKS,
+    Affine,
+    Block,
+    Fold,
+    Instr,
+    Loop,
+    Part,
+    Prim,
+    Scope,
+    Val,
+    fold,
+    number,
+)
 
 Key = tuple[int, int, int]  # instruction, vector of rows, column
 DIMENSION_UNROLL = 2  # steps of a dimension loop that are written out
@@ -30,7 +44,7 @@ def run_rule(vec: Vec, args: Sequence[Value], rule: Callable[[list[Val]], Sequen
         if instr.prim is Prim.ARG:
             place: int = instr.imm
             return args[place]
-        return Value(vec.shape.number(number(instr.imm, -LARGEST[scalar], LARGEST[scalar])), "f")
+        return Value(vec.shape.number(number(instr.imm, LARGEST[scalar])), "f")
 
     table = {prim: partial(say, vec) for prim, say in LLVM.items()}
     values = fold(block.code, table, leaf)
@@ -62,6 +76,7 @@ class Emitter:
         self.rows = rows
         self.columns = 0
         self.column = ""  # the first column at hand
+        self.first = ""  # the first row of the task
         self.bases: list[str] = []  # pointer to the first row of each slot
         self.tiles: dict[int, str] = {}  # slot -> its rows, transposed to [component][row]
         self.packed: dict[int, int] = {}  # column-level value -> slot that holds it ready made
@@ -118,9 +133,13 @@ class Emitter:
         elif instr.prim is Prim.LOAD:
             made = self._load(n, u, q)
         elif instr.prim is Prim.CONST:
-            made = Value(self.shape.number(number(instr.imm, *self._finite_range)), "f")
-        elif instr.prim is Prim.SUM:
-            self._sums(instr.imm, n)
+            made = Value(self.shape.number(number(instr.imm, LARGEST[self.shape.scalar])), "f")
+        elif instr.prim is Prim.ROW:
+            made = self._row_number(n, u, q)
+        elif instr.prim is Prim.INDEX:
+            made = self._whole(self._index(instr.imm))
+        elif instr.prim is Prim.FOLD:
+            self._folds(instr.imm, n)
             made = self._found(key)  # type: ignore[assignment]
             assert made
             return made
@@ -129,19 +148,43 @@ class Emitter:
         self._frames[-1].values[key] = made
         return made
 
-    @property
-    def _finite_range(self) -> tuple[float, float]:
-        top = LARGEST[self.shape.scalar]
-        return -top, top
-
     def _index(self, k: Affine) -> str:
         """An index into a row as an i64."""
         total = str(k.base)
-        for loop, step in k.terms:
-            counter = next(f.loops[loop] for f in reversed(self._frames) if loop in f.loops)
+        for atom, step in k.terms:
+            counter = self._counter(atom)
             term = counter if step == 1 else self.fn.let(f"mul i64 {counter}, {step}")
             total = term if total == "0" else self.fn.let(f"add i64 {total}, {term}")
         return total
+
+    def _counter(self, atom: Loop | Part) -> str:
+        fn = self.fn
+        if isinstance(atom, Loop):
+            return next(f.loops[atom] for f in reversed(self._frames) if atom in f.loops)
+        inner = self._index(atom.of)
+        match atom.kind:
+            case "div":
+                return fn.let(f"udiv i64 {inner}, {atom.by}")
+            case "mod":
+                return fn.let(f"urem i64 {inner}, {atom.by}")
+        low = fn.let(f"icmp slt i64 {inner}, 0")
+        inner = fn.let(f"select i1 {low}, i64 0, i64 {inner}")
+        high = fn.let(f"icmp sgt i64 {inner}, {atom.by}")
+        return fn.let(f"select i1 {high}, i64 {atom.by}, i64 {inner}")
+
+    def _row_number(self, n: int, u: int, q: int) -> Value:
+        """The number of the row, in each lane or of the column."""
+        fn, shape = self.fn, self.shape
+        if self.program.code[n].imm != self.lane:
+            return self._whole(self.column if q == 0 else fn.let(f"add i64 {self.column}, {q}"))
+        wide = f"<{shape.lanes} x i64>"
+        steps = ", ".join(f"i64 {u * shape.lanes + lane}" for lane in range(shape.lanes))
+        rows = fn.let(f"add {wide} {self.vec.splat(self.first, 'i64')}, <{steps}>")
+        return Value(fn.let(f"sitofp {wide} {rows} to {shape.f}"), "f")
+
+    def _whole(self, index: str) -> Value:
+        """An i64 as a number in all lanes."""
+        return Value(self.vec.splat(self.fn.let(f"sitofp i64 {index} to {self.shape.scalar}")), "f")
 
     def _load(self, n: int, u: int, q: int) -> Value:
         slot, k = self.program.code[n].imm
@@ -187,49 +230,70 @@ class Emitter:
 
     @cached_property
     def _stages(self) -> list[int]:
-        """How many sums deep each value is: sums of one stage do not need each other."""
+        """How many folds deep each value is: folds of one stage do not need each other."""
         stages: list[int] = []
         for instr in self.program.code:
-            own = 1 if instr.prim is Prim.SUM else 0
+            own = 1 if instr.prim is Prim.FOLD else 0
             stages.append(own + max((stages[a] for a in instr.args), default=0))
         return stages
 
-    def _sums(self, loop: Loop, wanted: int) -> None:
-        """Emit a sum for all rows and columns at hand, together with all that can share its loop."""
-        code = self.program.code
+    def _folds(self, fold: Fold, wanted: int) -> None:
+        """Emit a fold for all rows and columns at hand, together with all that can share its loop."""
+        code, loop = self.program.code, fold.loop
         group = [
             n
             for n, instr in enumerate(code)
-            if instr.prim is Prim.SUM and instr.imm == loop and n not in self.packed
+            if instr.prim is Prim.FOLD and instr.imm == fold and n not in self.packed
             and self._stages[n] == self._stages[wanted] and self._scope(n) == self._scope(wanted)
         ]  # fmt: skip
         for n in group:
-            self.hoist(code[n].args[0], loop)
+            self.hoist(code[n].args[0])
         wants = [(n, u, q) for n in group for u, q in self._combos(n)]
+        states = 2 if fold.how.startswith("arg") else 1
 
-        def step(counter: str, totals: list[str]) -> list[str]:
+        def terms(counter: str) -> list[str]:
             with self.frame(loop, counter):
-                return [
-                    self.vec.binary("fadd", total, self.get(code[n].args[0], u, q).name)
-                    for total, (n, u, q) in zip(totals, wants, strict=True)
-                ]
+                return [self.get(code[n].args[0], u, q).name for n, u, q in wants]
 
-        def steps(counter: str, totals: list[str]) -> list[str]:
+        def step(counter: str, state: list[str]) -> list[str]:
+            new: list[str] = []
+            for place, x in enumerate(terms(counter)):
+                new += self._folded(fold.how, state[place * states : (place + 1) * states], x, counter)
+            return new
+
+        def steps(counter: str, state: list[str]) -> list[str]:
             for ahead in range(DIMENSION_UNROLL):
                 at = counter if ahead == 0 else self.fn.let(f"add i64 {counter}, {ahead}")
-                totals = step(at, totals)
-            return totals
+                state = step(at, state)
+            return state
 
-        even = loop.extent // DIMENSION_UNROLL * DIMENSION_UNROLL
-        zeros = [(self.shape.f, "zeroinitializer")] * len(wants)
-        totals = self.fn.loop("0", str(even), DIMENSION_UNROLL, zeros, steps)
+        first = 0 if fold.how == "sum" else 1
+        if first:
+            # Extrema start from the first element, so that a NaN in it sticks.
+            state = [s for x in terms("0") for s in (x, "zeroinitializer")[:states]]
+        else:
+            state = ["zeroinitializer"] * len(wants)
+        even = first + (loop.extent - first) // DIMENSION_UNROLL * DIMENSION_UNROLL
+        carried = [(self.shape.f, s) for s in state]
+        state = self.fn.loop(str(first), str(even), DIMENSION_UNROLL, carried, steps)
         for k in range(even, loop.extent):
-            totals = step(str(k), totals)
-        for (n, u, q), total in zip(wants, totals, strict=True):
-            self._frames[-1].values[self._key(n, u, q)] = Value(total, "f")
+            state = step(str(k), state)
+        for place, (n, u, q) in enumerate(wants):
+            result = state[(place + 1) * states - 1]
+            self._frames[-1].values[self._key(n, u, q)] = Value(result, "f")
 
-    def hoist(self, n: int, loop: Loop) -> None:
+    def _folded(self, how: str, state: list[str], x: str, counter: str) -> list[str]:
+        if how == "sum":
+            return [self.vec.binary("fadd", state[0], x)]
+        take = self.vec.compare("olt" if how.endswith("min") else "ogt", x, state[0])
+        best = self.vec.choose(take, x, state[0])
+        if len(state) == 1:
+            return [best]
+        return [best, self.vec.choose(take, self._whole(counter).name, state[1])]
+
+    def hoist(self, n: int) -> None:
         """Emit, before a loop opens, all that is needed inside it and does not change along it."""
+        opened = {known for frame in self._frames for known in frame.loops}
         seen: set[int] = set()
         stack = [n]
         while stack:
@@ -238,11 +302,12 @@ class Emitter:
                 continue
             seen.add(m)
             instr = self.program.code[m]
-            if loop not in self._scope(m):
+            if {s for s in self._scope(m) if isinstance(s, Loop)} <= opened:
                 if instr.prim is not Prim.CONST:
                     for u, q in self._combos(m):
                         self.get(m, u, q)
                 continue
+            # It changes along this loop, or along one that opens inside it.
             if instr.prim is Prim.LOAD and self._is_column(m):
                 for q in range(self.columns):
                     self._row_pointer(instr.imm[0], q)
@@ -259,11 +324,11 @@ class Emitter:
 
 
 def column_values(program: Program, symbol: str) -> list[int]:
-    """The values that depend on a column alone and are computed, not loaded, and are needed elsewhere."""
+    """The numbers that depend on a column alone and are computed, not loaded, and are needed elsewhere."""
     own = {
         n
         for n, instr in enumerate(program.code)
-        if program.scopes[n] == {symbol} and instr.prim not in LEAVES
+        if program.scopes[n] == {symbol} and instr.prim not in LEAVES | MASKS
     }
     used = {a for n, instr in enumerate(program.code) if n not in own for a in instr.args}
     used |= set(program.value) | set(program.weight)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from farsum_kernels.backends.cpu.emit import Emitter, column_values, run_rule
 from farsum_kernels.backends.cpu.text import Function
-from farsum_kernels.backends.cpu.vector import Shape, Value, Vec
+from farsum_kernels.backends.cpu.vector import LARGEST, Shape, Value, Vec
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.formula.reductions import Kind, Reduction
 from farsum_kernels.plan import Layout
@@ -129,6 +129,7 @@ class _Kernel(Emitter):
             base = self.fn.let(f"load ptr, ptr {pointer}, align 8")
             offset = self._field("%offsets", batch, slots, slot)
             self.bases.append(self.fn.let(f"getelementptr {self.shape.scalar}, ptr {base}, i64 {offset}"))
+        self.first = first
         last = self.fn.let(f"sub i64 {end}, 1")
         for slot in self._rowed():
             self._transpose(slot, first, last)
@@ -237,7 +238,7 @@ class _Main(_Kernel):
             if kind is Kind.INDEX:
                 return Value("zeroinitializer", "i")
             imm = x if isinstance(x, str) else repr(float(x))
-            return Value(vec.shape.number(number(imm, *self._finite_range)), "f")
+            return Value(vec.shape.number(number(imm, LARGEST[self.shape.scalar])), "f")
 
         identity = self.rule.identity(self.dim, len(self.program.weight))
         return [constant(x, kind) for x, kind in zip(identity, self.kinds, strict=True)]
@@ -347,7 +348,7 @@ class _Main(_Kernel):
     def _each_component(self, loop: Loop) -> None:
         """The components of F one after the other, their states in memory."""
         for n in (*self.program.value, *self.program.weight):
-            self.hoist(n, loop)
+            self.hoist(n)
 
         def step(k: str, _: list[str]) -> list[str]:
             with self.frame(loop, k):

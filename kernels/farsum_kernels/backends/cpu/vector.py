@@ -296,11 +296,17 @@ LLVM: dict[Prim, Callable[..., Value]] = {
     Prim.LOG: _f("log"),
     Prim.SIN: _f("sin"),
     Prim.COS: _f("cos"),
+    Prim.ASIN: _intrinsic("asin"),  # these three and atan2: one libm call per lane
+    Prim.ACOS: _intrinsic("acos"),
+    Prim.ATAN: _intrinsic("atan"),
+    Prim.FLOOR: _intrinsic("floor"),
+    Prim.ROUND: _intrinsic("round"),
     Prim.ADD: _binary("fadd"),
     Prim.SUB: _binary("fsub"),
     Prim.MUL: _binary("fmul"),
     Prim.DIV: _binary("fdiv"),
     Prim.POW: _intrinsic("pow"),  # one libm call per lane: right for every special case, and slow
+    Prim.ATAN2: _intrinsic("atan2"),
     Prim.MIN: _f("minimum"),
     Prim.MAX: _f("maximum"),
     Prim.LT: _compare("olt", "slt"),
@@ -310,4 +316,4 @@ LLVM: dict[Prim, Callable[..., Value]] = {
     Prim.AND: _mask("and"),
     Prim.SELECT: _select,
 }
-"""How LLVM IR says each primitive, for any vector type. SUM is a loop, and the skeleton's matter."""
+"""How LLVM IR says each primitive, for any vector type. FOLD is a loop, and the emitter's matter."""

@@ -1,0 +1,34 @@
+"""Constants that are more than a number: structural zero, rationals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from farsum_kernels.errors import FormulaError
+from farsum_kernels.formula.expr import Expr, Op, register
+from farsum_kernels.formula.lower import Lowering, Vector
+
+
+def _zero(lowering: Lowering, node: Expr) -> Vector:
+    return Vector(node.dim, lambda k: lowering.block.zero())
+
+
+def _length(dim: Any) -> int:
+    if type(dim) is not int:
+        raise FormulaError(f"Zero takes an int dimension, not {dim!r}")
+    return dim
+
+
+def _ratio(p: Any, q: Any) -> int:
+    if type(p) is not int or type(q) is not int or q == 0:
+        raise FormulaError(f"RatCst takes two ints, the second not 0; received {p!r} and {q!r}")
+    return 1
+
+
+def _rational(lowering: Lowering, node: Expr) -> Vector:
+    value = lowering.block.constant(node.params[0] / node.params[1])
+    return Vector(1, lambda k: value)
+
+
+zero = register(Op("Zero", 0, _length, lower=_zero, grad=lambda *_: (), params=1))
+rational = register(Op("RatCst", 0, _ratio, lower=_rational, grad=lambda *_: (), params=2))

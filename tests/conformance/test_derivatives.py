@@ -1,0 +1,105 @@
+"""Every operation's derivatives: first order against finite differences of its NumPy oracle, forward
+mode and second order against the first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from farsum_kernels.formula.expr import Expr, I, J, P, constant, node, variable
+from farsum_kernels.job import Spec
+from tests import oracles
+from tests.conformance.test_operations import dense, inputs
+from tests.evaluate import BACKENDS, on_pairs, run
+
+# Piecewise constant, or with a derivative that is zero by convention.
+FLAT = {"Sign", "Step", "Floor", "Round", "DiffClampInt", "ArgMax", "ArgMin", "OneHot",
+        "Equal", "NotEqual", "LessThan", "LessOrEqual"}  # fmt: skip
+RECORDS = [r for r in oracles.OPS if r.name not in FLAT]
+CATEGORIES = (I, J, P)
+
+
+def _summed(formula: Expr, category: int, arrays: dict[int, np.ndarray], backend: str) -> np.ndarray:
+    """The sum over all pairs that share a row of this category (all pairs, for a parameter)."""
+    (value,) = run(backend, Spec(formula, "Sum", 0 if category == J else 1, "float64"), arrays)
+    return value.sum(0) if category == P else value
+
+
+def _with_cotangent(record: oracles.OpRecord) -> tuple[Expr, Expr, dict[int, np.ndarray]]:
+    """The operation, a cotangent e_j, and arrays for all."""
+    formula = on_pairs(record.name, record.dims, record.params)
+    rng = np.random.default_rng(7)
+    arrays = inputs(record, "float64")
+    rows = max(len(arrays[1]) if 1 in arrays else 1, 1)
+    arrays[5] = rng.normal(size=(rows, formula.dim))
+    return formula, variable(5, formula.dim, J), arrays
+
+
+def _loss(record: oracles.OpRecord, arrays: dict[int, np.ndarray]) -> np.ndarray:
+    """<e_j, F_ij> on all pairs."""
+    own = {n: a for n, a in arrays.items() if n < 5}
+    return (dense(record, own) * arrays[5][None]).sum(-1)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.id)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_is_that_of_finite_differences(backend: str, record: oracles.OpRecord) -> None:
+    formula, e, arrays = _with_cotangent(record)
+    step = 1e-6
+    for n, dim in enumerate(record.dims):
+        if n in record.fixed:
+            continue
+        v = variable(n, dim, CATEGORIES[n])
+        got = _summed(node("Grad", formula, v, e), CATEGORIES[n], arrays, backend)
+        want = np.empty_like(got)
+        for k in range(dim):
+            up, down = (arrays | {n: arrays[n].copy()} for _ in range(2))
+            up[n][..., k] += step
+            down[n][..., k] -= step
+            slope = (_loss(record, up) - _loss(record, down)) / (2 * step)
+            slope = np.broadcast_to(slope, np.broadcast_shapes(slope.shape, (len(arrays[0]), 1)))
+            want[..., k] = slope.sum({I: 1, J: 0, P: (0, 1)}[CATEGORIES[n]])
+        scale = np.abs(want).max() + 1
+        np.testing.assert_allclose(got / scale, want / scale, atol=2e-7)
+
+
+@pytest.mark.parity("O-103", "X-83")
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.id)
+def test_forward_mode_is_the_transpose(record: oracles.OpRecord) -> None:
+    formula, e, arrays = _with_cotangent(record)
+    rng = np.random.default_rng(3)
+    for n, dim in enumerate(record.dims):
+        v, u = variable(n, dim, CATEGORIES[n]), variable(6, dim, CATEGORIES[n])
+        arrays[6] = rng.normal(size=arrays[n].shape)
+        forward = node("Scalprod", e, node("Diff", formula, v, u))
+        backward = node("Scalprod", u, node("Grad", formula, v, e))
+        (a,), (b,) = (run("cpu", Spec(f, "Sum", 1, "float64"), arrays) for f in (forward, backward))
+        scale = np.abs(b).max() + 1
+        np.testing.assert_allclose(a / scale, b / scale, atol=1e-12)
+
+
+@pytest.mark.parity("G-71")
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.id)
+def test_second_gradient_is_that_of_finite_differences_of_the_first(record: oracles.OpRecord) -> None:
+    formula, e, arrays = _with_cotangent(record)
+    step = 1e-5
+    v = variable(0, record.dims[0], I)
+    if 0 in record.fixed:
+        v = variable(1, record.dims[1], J)
+    n, category = v.params[0], v.params[2]
+    u = variable(6, v.dim, category)
+    arrays[6] = np.random.default_rng(3).normal(size=arrays[n].shape)
+    first = node("Scalprod", u, node("Grad", formula, v, e))
+    got = _summed(node("Grad", first, v, constant(1)), category, arrays, "cpu")
+    want = np.empty_like(got)
+    for k in range(v.dim):
+        up, down = (arrays | {n: arrays[n].copy()} for _ in range(2))
+        up[n][..., k] += step
+        down[n][..., k] -= step
+        a, b = (_summed(first, category, x, "cpu") for x in (up, down))
+        want[..., k] = ((a - b) / (2 * step))[..., 0]
+    scale = np.abs(want).max() + 1
+    np.testing.assert_allclose(got / scale, want / scale, atol=2e-6)
+
+
