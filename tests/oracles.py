@@ -246,17 +246,41 @@ def _take(f: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(f, _k_best(f, k), 1)
 
 
-# Each maps F of shape (M, N, D), and K, to the outputs.
+def _shifted(f: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """max and the sums of exp(f - max)·g, side by side."""
+    top = f.max(1, keepdims=True)
+    return np.concatenate([top[:, 0], (np.exp(f - top) * g).sum(1)], -1)
+
+
+def _softmax(f: np.ndarray, g: np.ndarray) -> np.ndarray:
+    p = np.exp(f - f.max(1, keepdims=True))
+    return (p * g).sum(1) / p.sum(1)
+
+
+def _log_weighted(f: np.ndarray, g: np.ndarray) -> np.ndarray:
+    raw = _shifted(f, g)
+    return raw[:, :1] + np.log(raw[:, 1:])
+
+
+# Each maps F of shape (M, N, D), and the weight (M, N, W) or K, to the outputs.
 REDUCTIONS: dict[str, Callable[..., tuple[np.ndarray, ...]]] = {
     "Sum": lambda f: (f.sum(1),),
-    "LogSumExp": lambda f: (_lse(f),),
+    "LogSumExp": lambda f, g=None: (_lse(f) if g is None else _log_weighted(f, g),),
+    "LogSumExpWeight": lambda f, g: (_log_weighted(f, g),),
+    "SumSoftMaxWeight": lambda f, g: (_softmax(f, g),),
+    "SoftMax": lambda f, g: (_softmax(f, g),),
+    "Max_SumShiftExp": lambda f: (_shifted(f, np.ones_like(f)),),
+    "Max_SumShiftExpWeight": lambda f, g=None: (_shifted(f, np.ones_like(f) if g is None else g),),
     "Min": lambda f: (f.min(1),),
     "Max": lambda f: (f.max(1),),
     "ArgMin": lambda f: (f.argmin(1),),
     "ArgMax": lambda f: (f.argmax(1),),
     "Min_ArgMin": lambda f: (f.min(1), f.argmin(1)),
+    "MinArgMin": lambda f: (f.min(1), f.argmin(1)),
     "Max_ArgMax": lambda f: (f.max(1), f.argmax(1)),
+    "MaxArgMax": lambda f: (f.max(1), f.argmax(1)),
     "KMin": lambda f, k: (_lists(_take(f, k)),),
     "ArgKMin": lambda f, k: (_lists(_k_best(f, k)),),
     "KMin_ArgKMin": lambda f, k: (_lists(_take(f, k)), _lists(_k_best(f, k))),
+    "KMinArgKMin": lambda f, k: (_lists(_take(f, k)), _lists(_k_best(f, k))),
 }

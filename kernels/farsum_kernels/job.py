@@ -71,9 +71,10 @@ class Spec:
             raise DimensionError(
                 f"{self.reduction} reduces scalars; the formula {self.formula} has dimension {self.formula.dim}"
             )
-        if rule.weighted != (self.weight is not None):
-            need = "needs a weight formula" if rule.weighted else "takes no weight"
-            raise FormulaError(f"{self.reduction} {need}")
+        if self.weight is None and rule.weight == "required":
+            raise FormulaError(f"{self.reduction} needs a weight formula (formula2)")
+        if self.weight is not None and rule.weight == "none":
+            raise FormulaError(f"{self.reduction} takes no weight formula (formula2)")
         if rule.listed and not (type(self.k) is int and 1 <= self.k <= MAX_K):
             raise FormulaError(f"{self.reduction} needs K, an int from 1 to {MAX_K}, not {self.k!r}")
         if not rule.listed and self.k:
@@ -111,7 +112,7 @@ class Spec:
 
     def output_tail(self) -> tuple[int, ...]:
         """The trailing shape of each result, after batch and row axes."""
-        dim = self.formula.dim if self.weight is None else self.weight.dim
+        dim = self.rule.width(self.formula.dim, self.weight.dim if self.weight else 0)
         if not self.rule.listed:
             return (dim,)
         return (self.k,) if dim == 1 else (self.k, dim)

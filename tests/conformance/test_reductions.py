@@ -22,15 +22,18 @@ def _spec(reduction: str, dim: int, dtype: str, axis: int = 1, k: int = 5) -> Sp
     x, y = variable(0, dim, I), variable(1, dim, J)
     rule = REDUCTIONS[reduction]
     formula = node("SqDist", x, y) if rule.scalar else node("Subtract", x, y)
-    return Spec(formula, reduction, axis, dtype, k=k if rule.listed else 0)
+    weight = node("Square", y) if rule.weight != "none" else None
+    return Spec(formula, reduction, axis, dtype, weight, k if rule.listed else 0)
 
 
 def _dense(spec: Spec, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
     x, y = x.astype(np.float64), y.astype(np.float64)
     f = x[:, None] - y[None]
     f = (f**2).sum(-1, keepdims=True) if spec.rule.scalar else f
-    f = f if spec.axis == 1 else f.swapaxes(0, 1)
-    return oracles.REDUCTIONS[spec.reduction](f, *([spec.k] if spec.k else []))
+    more = [spec.k] if spec.k else [np.broadcast_to(y**2, (len(x), *y.shape))] if spec.weight else []
+    if spec.axis == 0:
+        f, more = f.swapaxes(0, 1), [m if isinstance(m, int) else m.swapaxes(0, 1) for m in more]
+    return oracles.REDUCTIONS[spec.reduction](f, *more)
 
 
 def _agree(got: tuple[np.ndarray, ...], want: tuple[np.ndarray, ...], dtype: str) -> None:
@@ -190,7 +193,7 @@ def _states(reduction: str, terms: np.ndarray) -> list[list[np.ndarray]]:
 
 
 @given(terms=_terms)
-@pytest.mark.parametrize("reduction", [r for r, rule in REDUCTIONS.items() if not rule.listed])
+@pytest.mark.parametrize("reduction", [r for r, rule in REDUCTIONS.items() if not rule.listed and rule.weight != "required"])
 def test_merging_is_associative_and_has_an_identity(reduction: str, terms: np.ndarray) -> None:
     rule, dtype = REDUCTIONS[reduction], np.dtype(float)
     a, b, c, *_ = _states(reduction, terms)
@@ -213,5 +216,6 @@ def test_merging_is_associative_and_has_an_identity(reduction: str, terms: np.nd
 def test_states_have_one_component_per_kind() -> None:
     for rule in REDUCTIONS.values():
         for dim in (1, 3) if not rule.scalar else (1,):
-            assert len(rule.state(dim, 0)) == len(rule.identity(dim, 0))
-            assert all(isinstance(k, Kind) for k in rule.state(dim, 0))
+            for width in (0, 2):
+                assert len(rule.state(dim, width)) == len(rule.identity(dim, width))
+                assert all(isinstance(k, Kind) for k in rule.state(dim, width))

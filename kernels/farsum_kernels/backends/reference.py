@@ -135,8 +135,9 @@ def _batched(array: Array, parameter: bool, extent: Extent) -> Array:
 
 def _terms(program: Program, inputs: Sequence[Array], m: int, n: int) -> tuple[Array, Array]:
     """F and the weight on all pairs, of shape (m, n, dim)."""
+    used = {s for scope in program.scopes for s in scope if isinstance(s, Loop)}
     loops = sorted(
-        {s for scope in program.scopes for s in scope if isinstance(s, Loop)} | {program.loop} - {None},
+        used | ({program.loop} if program.loop else set()),
         key=lambda s: (s.depth, s.extent),
     )
     axes = {loop: 2 + place for place, loop in enumerate(loops)}

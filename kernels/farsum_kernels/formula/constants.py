@@ -1,12 +1,13 @@
-"""Constants that are more than a number: structural zero, rationals."""
+"""Leaves that are no input: structural zero, rationals, the number of a row."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from farsum_kernels.errors import FormulaError
-from farsum_kernels.formula.expr import Expr, Op, register
+from farsum_kernels.formula.expr import VAR, Expr, I, J, Op, register
 from farsum_kernels.formula.lower import Lowering, Vector
+from farsum_kernels.scalar import ir
 
 
 def _zero(lowering: Lowering, node: Expr) -> Vector:
@@ -30,5 +31,17 @@ def _rational(lowering: Lowering, node: Expr) -> Vector:
     return Vector(1, lambda k: value)
 
 
+def _row(lowering: Lowering, node: Expr) -> Vector:
+    category = node.args[0].params[2]
+    value = lowering.block.row(ir.I if category == I else ir.J)
+    return Vector(1, lambda k: value)
+
+
+def _of_rows(v: Expr) -> None:
+    if v.op is not VAR or v.params[2] not in (I, J):
+        raise FormulaError(f"RowIndex takes a variable with rows, x_i or y_j, not {v}")
+
+
 zero = register(Op("Zero", 0, _length, lower=_zero, grad=lambda *_: (), params=1))
 rational = register(Op("RatCst", 0, _ratio, lower=_rational, grad=lambda *_: (), params=2))
+row = register(Op("RowIndex", 1, lambda d: 1, lower=_row, grad=lambda *_: (None,), check=_of_rows))

@@ -5,10 +5,14 @@ transposing it twice. Every order and every combination is this one mechanism.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from farsum_kernels.errors import DimensionError, FormulaError, FormulaTooLarge
-from farsum_kernels.formula.expr import VAR, Expr, fictitious, walk
+from farsum_kernels.formula.expr import VAR, Expr, constant, fictitious, variables, walk
 from farsum_kernels.formula.rewrite import add, is_zero, make, spread, total, zero
+
+if TYPE_CHECKING:
+    from farsum_kernels.formula.reductions import Reduction
 
 # A derivative of a derivative of … grows; past this many nodes it is refused before the next step.
 MAX_EXPANDED = 20_000
@@ -129,3 +133,52 @@ def check_linear(f: Expr, v: Expr) -> None:
     if not is_zero(substituted(f, v, zero(v.dim))):
         raise FormulaError(f"{f} is not linear in {v}: it has a part that does not depend on it")
 
+
+
+# ── reductions ────────────────────────────────────────────────────────────────────────────────────
+
+
+def reduction_vjp(rule: Reduction, f: Expr, w: Expr | None, reduced: int, v: Expr, e: Expr, y: Expr) -> Expr:
+    """The gradient of a reduction, at one pair: its Sum over the pairs of a row of v is the cotangent of v.
+
+    reduced   the category that the reduction runs over, I or J
+    e, y      variables of the other category: the cotangent of the result, and the saved results
+              (`rule.saves`, end to end)
+
+    For a parameter v the Sum gives a row per kept index, to be added up. Raises FormulaError for a
+    reduction without a derivative.
+    """
+    for_f, for_w = _at_pair(rule, f, w, reduced, e, y)
+    parts = [pullback(g, [v], c)[0] for g, c in ((f, for_f), (w, for_w)) if g is not None and c is not None]
+    return _added(parts, v.dim)
+
+
+def reduction_jvp(rule: Reduction, f: Expr, w: Expr | None, reduced: int, v: Expr, u: Expr, y: Expr) -> Expr:
+    """The derivative of a reduction in the direction u of v, at one pair: its Sum over the reduced axis is it."""
+    width = rule.width(f.dim, w.dim if w else 0)
+    if rule.listed:
+        width = sum(n.params[1] for n in walk(y) if n.op is VAR)  # K places for each component
+    e = fresh(width, f, u, y, *([w] if w else []))
+    for_f, for_w = _at_pair(rule, f, w, reduced, e, y)
+    parts = [
+        pullback(c, [e], jvp(g, v, u))[0] for g, c in ((f, for_f), (w, for_w)) if g is not None and c is not None
+    ]
+    return _added(parts, width)
+
+
+def _at_pair(
+    rule: Reduction, f: Expr, w: Expr | None, reduced: int, e: Expr, y: Expr
+) -> tuple[Expr | None, Expr | None]:
+    if rule.grad is None:
+        raise FormulaError(f"{rule.name} has no derivative: reduce with LogSumExp or SumSoftMaxWeight instead")
+    roots = (f,) if w is None else (f, w)
+    along = [x for x in variables(*roots).values() if x.params[2] == reduced]
+    place = make("RowIndex", along[0]) if along else constant(0)
+    return rule.grad(e, y, f, w, place)
+
+
+def _added(parts: Sequence[Expr], dim: int) -> Expr:
+    total_ = zero(dim)
+    for part in parts:
+        total_ = add(total_, part)
+    return total_

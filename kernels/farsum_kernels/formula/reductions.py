@@ -5,6 +5,10 @@ Whatever cuts work into pieces (a tile, a split over j, a slice of time, a worke
 partial results cross all those borders in the same form. Rules are written in the scalar IR over
 flat tuples: a term is the components of F (and of the weight), a state is laid out by `state`.
 
+`grad(e, y, x, w, j)` is its derivative, in the formula language: from the cotangent e of the output, the
+saved output y (see `saves`), F, the weight and the index of the column, the cotangents of F and of the
+weight at one pair. Its backward pass is then a Sum over the pairs.
+
 Optional, for speed only:
   block    fold several terms into a state at once; default: merge the lifted terms one by one
   gate     a mask that says which states a block of terms can change at all
@@ -22,6 +26,8 @@ from enum import Enum
 from functools import reduce
 
 from farsum_kernels.errors import UnknownOperation
+from farsum_kernels.formula.expr import Expr
+from farsum_kernels.formula.rewrite import add, make, mul, sub
 from farsum_kernels.scalar import ir
 from farsum_kernels.scalar.ir import Val
 
@@ -61,11 +67,14 @@ class Reduction:
     merge: Callable[[State, State], State]
     finish: Callable[[State], tuple[tuple[Val, ...], ...]]
     outputs: tuple[Kind, ...]
+    width: Callable[[int, int], int] = lambda d, w: d
+    grad: Callable[[Expr, Expr, Expr, Expr | None, Expr], tuple[Expr | None, Expr | None]] | None = None
+    saves: tuple[str, ...] = ()
     block: Callable[[State, Sequence[Term], Sequence[Val]], State] | None = None
     gate: Callable[[State, Sequence[Term]], Val] | None = None
     step: Callable[[Val, Val, Val, Val], tuple[Val, Val, Val, Val]] | None = None
     scalar: bool = False
-    weighted: bool = False
+    weight: str = "none"
     additive: bool = False
     listed: bool = False
 
@@ -109,13 +118,14 @@ _declare(Reduction(
     merge=_add,
     finish=lambda s: (s,),
     outputs=(Kind.VALUE,),
+    grad=lambda e, y, x, w, j: (e, None),
     additive=True,
 ))  # fmt: skip
 
 
-# LogSumExp: the state (m, s) stands for s·exp(m). m is always finite: exp(-inf - -inf) would be nan,
-# and so would exp(inf - inf). A term of -inf then adds exp(-inf) = 0, a term of +inf makes s infinite.
-
+# The shifted family: the state (m, s_1, …) stands for s_k·exp(m), the sums of exp(x)·g_k. m is always
+# finite: exp(-inf - -inf) would be nan, and so would exp(inf - inf). A term of -inf then adds
+# exp(-inf) = 0, a term of +inf makes the sums infinite.
 
 def _finite(x: Val) -> Val:
     low, high = x.block.constant("lowest"), x.block.constant("highest")
@@ -123,33 +133,99 @@ def _finite(x: Val) -> Val:
 
 
 def _merge_shifted(a: State, b: State) -> State:
-    (m, s), (n, t) = a, b
+    (m, *s), (n, *t) = a, b
     top = ir.maximum(m, n)
-    return top, s * ir.exp(m - top) + t * ir.exp(n - top)
+    left, right = ir.exp(m - top), ir.exp(n - top)
+    return top, *(x * left + y * right for x, y in zip(s, t, strict=True))
 
 
-def _block_shifted(state: State, terms: Sequence[Term], indices: Sequence[Val]) -> State:
-    # One rescale per block of terms: 1 + 1/len(terms) exponentials per pair instead of 2.
-    m, s = state
-    top = m
-    for (x,) in terms:
-        top = ir.maximum(x, top)
-    top = ir.minimum(top, top.block.constant("highest"))
-    inner = reduce(lambda a, b: a + b, (ir.exp(x - top) for (x,) in terms))
-    return top, s * ir.exp(m - top) + inner
+def _shifted(
+    name: str,
+    finish: Callable[[State], tuple[Val, ...]],
+    width: Callable[[int, int], int],
+    weight: str,
+    grad: Callable[..., tuple[Expr | None, Expr | None]] | None = None,
+    saves: tuple[str, ...] = (),
+    normalised: bool = False,
+) -> Reduction:
+    """A reduction of the shifted family; `normalised` also sums exp(x) itself, first."""
+
+    def factors(term: Term) -> list[Val]:
+        one = term[0].block.constant(1.0)
+        return [one, *term[1:]] if normalised or len(term) == 1 else list(term[1:])
+
+    def lift(term: Term, j: Val) -> State:
+        m = _finite(term[0])
+        p = ir.exp(term[0] - m)
+        return m, *(p * g for g in factors(term))
+
+    def block(state: State, terms: Sequence[Term], indices: Sequence[Val]) -> State:
+        # One rescale per block of terms: 1 + 1/len(terms) exponentials per pair instead of 2.
+        m, *sums = state
+        top = m
+        for term in terms:
+            top = ir.maximum(term[0], top)
+        top = ir.minimum(top, top.block.constant("highest"))
+        p = [ir.exp(term[0] - top) for term in terms]
+        scale = ir.exp(m - top)
+        gs = [factors(term) for term in terms]
+        inner = [reduce(lambda a, b: a + b, (q * g[k] for q, g in zip(p, gs, strict=True))) for k in range(len(sums))]
+        return top, *(s * scale + t for s, t in zip(sums, inner, strict=True))
+
+    def sums(w: int) -> int:
+        return max(w, 1) if not normalised else 1 + w
+
+    return _declare(Reduction(
+        name,
+        state=lambda d, w: (Kind.VALUE, *(Kind.WIDE,) * sums(w)),
+        identity=lambda d, w: ("lowest", *(0.0,) * sums(w)),
+        lift=lift,
+        merge=_merge_shifted,
+        block=block,
+        finish=lambda s: (finish(s),),
+        outputs=(Kind.VALUE,),
+        width=width,
+        grad=grad,
+        saves=saves,
+        scalar=True,
+        weight=weight,
+    ))  # fmt: skip
 
 
-_declare(Reduction(
-    "LogSumExp",
-    state=lambda d, w: (Kind.VALUE, Kind.WIDE),
-    identity=lambda d, w: ("lowest", 0.0),
-    lift=lambda x, j: (_finite(x[0]), ir.exp(x[0] - _finite(x[0]))),
-    merge=_merge_shifted,
-    block=_block_shifted,
-    finish=lambda s: ((s[0] + ir.log(s[1]),),),
-    outputs=(Kind.VALUE,),
-    scalar=True,
-))  # fmt: skip
+def _log(s: State) -> tuple[Val, ...]:
+    return tuple(s[0] + ir.log(t) for t in s[1:])
+
+
+def _raw(s: State) -> tuple[Val, ...]:
+    # Without a finite term the maximum is -inf, whatever stands in for it here.
+    low = s[0].block.constant("lowest")
+    return (ir.select(s[0] > low, s[0], float("-inf")), *s[1:])
+
+
+def _grad_lse(e: Expr, y: Expr, x: Expr, w: Expr | None, j: Expr) -> tuple[Expr | None, Expr | None]:
+    share = make("Exp", sub(x, y))
+    if w is None:
+        return mul(e, share), None
+    return make("Scalprod", mul(e, w), share), mul(e, share)
+
+
+def _grad_softmax(e: Expr, y: Expr, x: Expr, w: Expr | None, j: Expr) -> tuple[Expr | None, Expr | None]:
+    assert w is not None
+    mean = make("Extract", y, params=(0, w.dim))
+    share = make("Exp", sub(x, make("Extract", y, params=(w.dim, 1))))
+    return mul(share, make("Scalprod", e, sub(w, mean))), mul(share, e)
+
+
+# fmt: off
+_shifted("LogSumExp",       _log, lambda d, w: max(w, 1), "optional", _grad_lse, ("LogSumExp",))
+_shifted("LogSumExpWeight", _log, lambda d, w: w,         "required", _grad_lse, ("LogSumExpWeight",))
+for _name in ("SumSoftMaxWeight", "SoftMax"):
+    _shifted(_name, lambda s: tuple(t / s[1] for t in s[2:]), lambda d, w: w, "required", _grad_softmax,
+             (_name, "LogSumExp"), normalised=True)
+# The raw (m, s): no derivative, since the log or quotient that users apply to it is not known here.
+_shifted("Max_SumShiftExp",       _raw, lambda d, w: 2,             "none")
+_shifted("Max_SumShiftExpWeight", _raw, lambda d, w: 1 + max(w, 1), "optional")
+# fmt: on
 
 
 # Min, Max and their arguments. `better(a, b)`: does a replace b?
@@ -177,7 +253,24 @@ def _extremum(name: str, better: Callable[[Val, Val], Val], worst: float) -> Red
         ),
         finish=lambda s: (s,),
         outputs=(Kind.VALUE,),
+        grad=_grad_at_place,
+        saves=(f"Arg{name}",),
     ))  # fmt: skip
+
+
+def _grad_at_place(e: Expr, y: Expr, x: Expr, w: Expr | None, j: Expr) -> tuple[Expr | None, Expr | None]:
+    # All of e goes to the pair that was chosen; y holds its column, component by component.
+    return mul(e, make("Equal", y, j)), None
+
+
+def _grad_at_places(e: Expr, y: Expr, x: Expr, w: Expr | None, j: Expr) -> tuple[Expr | None, Expr | None]:
+    chosen, dim = mul(e, make("Equal", y, j)), x.dim  # K × dim entries
+    parts = (make("Extract", chosen, params=(k * dim, dim)) for k in range(chosen.dim // dim))
+    return reduce(add, parts), None
+
+
+def _grad_nowhere(e: Expr, y: Expr, x: Expr, w: Expr | None, j: Expr) -> tuple[Expr | None, Expr | None]:
+    return None, None
 
 
 def _half(state: State) -> tuple[State, State]:
@@ -225,6 +318,8 @@ def _arg_extremum(
         gate=gate,
         finish=lambda s: tuple(_half(s)[kind is Kind.INDEX] for kind in outputs),
         outputs=outputs,
+        grad=_grad_at_place if Kind.VALUE in outputs else _grad_nowhere,
+        saves=("ArgMin" if better is _less else "ArgMax",) if Kind.VALUE in outputs else (),
     ))  # fmt: skip
 
 
@@ -250,6 +345,8 @@ def _k_best(
         merge=arg.merge,
         finish=arg.finish if outputs == arg.outputs else lambda s: tuple(_half(s)[k is Kind.INDEX] for k in outputs),
         outputs=outputs,
+        grad=_grad_at_places if Kind.VALUE in outputs else _grad_nowhere,
+        saves=("ArgKMin",) if Kind.VALUE in outputs else (),
         gate=arg.gate,
         step=step,
         listed=True,
@@ -264,9 +361,12 @@ _extremum("Min", _less, _INF)
 _extremum("Max", _greater, -_INF)
 _arg_extremum("ArgMin",     _less,    _INF,  _INDEX)
 _arg_extremum("ArgMax",     _greater, -_INF, _INDEX)
-_arg_extremum("Min_ArgMin", _less,    _INF,  _VALUE + _INDEX)
-_arg_extremum("Max_ArgMax", _greater, -_INF, _VALUE + _INDEX)
+for _name in ("Min_ArgMin", "MinArgMin"):
+    _arg_extremum(_name,    _less,    _INF,  _VALUE + _INDEX)
+for _name in ("Max_ArgMax", "MaxArgMax"):
+    _arg_extremum(_name,    _greater, -_INF, _VALUE + _INDEX)
 _k_best("KMin",         _less, _INF, _VALUE)
 _k_best("ArgKMin",      _less, _INF, _INDEX)
-_k_best("KMin_ArgKMin", _less, _INF, _VALUE + _INDEX)
+for _name in ("KMin_ArgKMin", "KMinArgKMin"):
+    _k_best(_name,      _less, _INF, _VALUE + _INDEX)
 # fmt: on
