@@ -1,0 +1,57 @@
+"""The demo and the benchmarks run, at sizes that take seconds. What they measure is not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run(root: Path, *command: str) -> str:
+    done = subprocess.run([sys.executable, *command], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_demo(root: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    said = run(root, "examples/demo.py", "--quick", "--output", str(tmp_path))
+    for words in (
+        "ready after",
+        "accuracy",
+        "colours became 16",
+        "largest relative error",
+        "drained and stopped",
+    ):
+        assert words in said
+    assert said.rindex("What to try next") > said.rindex("drained and stopped")
+    with (
+        Image.open(tmp_path / "china-before.png") as before,
+        Image.open(tmp_path / "china-after.png") as after,
+    ):
+        assert before.size == after.size == (640, 427)
+        assert len(after.convert("RGB").getcolors(1 << 20) or []) <= 16
+
+
+@pytest.mark.slow
+def test_w1(root: Path) -> None:
+    assert "Gpairs/s" in run(root, "-m", "benchmarks.w1_cpu", "--quick")
+
+
+@pytest.mark.slow
+def test_wire(root: Path) -> None:
+    said = run(root, "-m", "benchmarks.wire", "--quick")
+    for words in ("overhead", "sent per call", "upload"):
+        assert words in said
+
+
+def test_committed_results_say_where_they_were_taken(root: Path) -> None:
+    for path in (root / "benchmarks" / "results").glob("*.json"):
+        result = json.loads(path.read_text())
+        assert result["taken"] and result["machine"]["cpu"] and result["machine"]["packages"]["farsum"], (
+            path.name
+        )
