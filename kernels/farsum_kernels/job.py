@@ -25,8 +25,15 @@ from farsum_kernels.errors import (
 from farsum_kernels.formula.expr import Expr, I, J, P, check_size, swap_axes, variables
 from farsum_kernels.formula.reductions import Reduction, reduction_named
 
-DTYPES = ("float32", "float64")
-ITEMSIZE = {"float32": 4, "float64": 8, "int64": 8}
+# The dtypes of a job, and what its arithmetic is done in. bfloat16 travels and is held as uint16.
+COMPUTED_IN = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
+DTYPES = tuple(COMPUTED_IN)
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int64": 8}
+
+# The six arrays of a block-sparse job stand beside its inputs, at the places after the last variable:
+# ranges_i, slices_i, redranges_j for a reduction over j, ranges_j, slices_j, redranges_i for one over i.
+RANGES = tuple(range(1024, 1030))
+RANGE_NAMES = ("ranges_i", "slices_i", "redranges_j", "ranges_j", "slices_j", "redranges_i")
 MAX_K = 4096
 AXIS_NAMES = ("i", "j")
 
@@ -49,7 +56,7 @@ class Spec:
 
     reduction   a name of formula/reductions.py
     axis        1 reduces over j and gives a row per i; 0 reduces over i and gives a row per j
-    dtype       the dtype that the arithmetic is done in and that values come back in
+    dtype       the dtype that arrays have and values come back in; halves are computed in float32
     weight      a second formula, for the reductions that take one
     k           how many to keep, for the reductions that keep K
     """
@@ -172,14 +179,60 @@ def check_arrays(spec: Spec, arrays: Mapping[int, Any], names: Mapping[int, str]
 
     Raises ShapeError or DtypeError, naming the argument.
     """
-    for index, array in arrays.items():
-        if str(array.dtype) != spec.dtype:
+    held = "uint16" if spec.dtype == "bfloat16" else spec.dtype
+    own = {index: array for index, array in arrays.items() if index not in RANGES}
+    for index, array in own.items():
+        if str(array.dtype) != held:
             name = (names or {}).get(index) or f"argument {index}"
             raise DtypeError(
                 f"{name} has dtype {array.dtype} where the job computes in {spec.dtype}; "
                 f"convert it with .astype({spec.dtype!r})"
             )
-    return extent_of(spec, {index: tuple(array.shape) for index, array in arrays.items()}, names)
+    extent = extent_of(spec, {index: tuple(array.shape) for index, array in own.items()}, names)
+    if len(own) < len(arrays):
+        check_ranges(arrays, extent)
+    return extent
+
+
+def check_ranges(arrays: Mapping[int, Any], extent: Extent) -> None:
+    """Raise ShapeError or DtypeError, naming the array, unless the six arrays of a block-sparse job fit.
+
+    ranges_i     (Mc, 2)  blocks of rows, start and end
+    slices_i     (Mc,)    where the intervals of each block end in redranges_j; they start where the last end
+    redranges_j  (Q, 2)   intervals of columns
+    and the same with i and j exchanged.
+    """
+    missing = [name for place, name in zip(RANGES, RANGE_NAMES, strict=True) if place not in arrays]
+    if missing:
+        raise ShapeError(f"ranges needs six arrays ({', '.join(RANGE_NAMES)}); missing: {', '.join(missing)}")
+    if extent.batch:
+        raise ShapeError(f"ranges cannot be combined with batch dimensions {extent.batch}")
+    held = [arrays[place] for place in RANGES]
+    for (blocks, slices, intervals), sizes, names in (
+        (held[:3], (extent.m, extent.n), RANGE_NAMES[:3]),
+        (held[3:], (extent.n, extent.m), RANGE_NAMES[3:]),
+    ):
+        for array, name in zip((blocks, slices, intervals), names, strict=True):
+            if str(array.dtype) != "int64":
+                raise DtypeError(f"{name} has dtype {array.dtype}; ranges are int64")
+        _check_intervals(blocks, sizes[0], names[0])
+        _check_intervals(intervals, sizes[1], names[2])
+        if slices.ndim != 1 or len(slices) != len(blocks):
+            raise ShapeError(
+                f"{names[1]} has shape {tuple(slices.shape)}; {names[0]} has {len(blocks)} blocks"
+            )
+        if len(slices) and (slices[0] < 0 or (slices[1:] < slices[:-1]).any() or slices[-1] > len(intervals)):
+            raise ShapeError(
+                f"{names[1]} must rise from 0 to at most {len(intervals)}, the length of {names[2]}"
+            )
+
+
+def _check_intervals(array: Any, size: int, name: str) -> None:
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise ShapeError(f"{name} has shape {tuple(array.shape)}; it needs (number of intervals, 2)")
+    starts, ends = array[:, 0], array[:, 1]
+    if len(array) and (starts.min() < 0 or ends.max() > size or (starts > ends).any()):
+        raise ShapeError(f"{name} holds an interval that is not within 0 to {size}, start before end")
 
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...], name: str) -> tuple[int, ...]:

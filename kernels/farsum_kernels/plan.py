@@ -128,3 +128,12 @@ def plan_for(layout: Layout, extent: Extent, work_per_pair: float, machine: Mach
     tasks = row_tiles * batches * splits
     slices = max(1, min(tasks // max(1, threads), ceil(seconds / SLICE_S)))
     return Plan(layout, splits, threads, slices, tasks, extent.pairs)
+
+
+def plan_for_ranges(dense: Plan, tasks: int, pairs: int, work_per_pair: float, machine: Machine) -> Plan:
+    """The plan of a block-sparse job: its tasks are given, only threads and slices are chosen."""
+    work = pairs * work_per_pair
+    threads = 1 if work < ALONE * dense.layout.lanes else machine.threads
+    seconds = work / (machine.rate * dense.layout.lanes * threads)
+    slices = max(1, min(tasks // max(1, threads), ceil(seconds / SLICE_S)))
+    return Plan(dense.layout, 1, threads, slices, tasks, pairs)

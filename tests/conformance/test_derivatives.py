@@ -101,5 +101,3 @@ def test_second_gradient_is_that_of_finite_differences_of_the_first(record: orac
         want[..., k] = ((a - b) / (2 * step))[..., 0]
     scale = np.abs(want).max() + 1
     np.testing.assert_allclose(got / scale, want / scale, atol=2e-6)
-
-

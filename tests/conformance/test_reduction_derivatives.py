@@ -96,7 +96,10 @@ def test_forward_derivative_of_a_reduction(reduction: str, v: Expr) -> None:
         assert (got == 0).all()
         return
     step = 1e-6
-    moved = [_value(reduction, 1, arrays | {v.params[0]: arrays[v.params[0]] + s * direction}) for s in (step, -step)]
+    moved = [
+        _value(reduction, 1, arrays | {v.params[0]: arrays[v.params[0]] + s * direction})
+        for s in (step, -step)
+    ]
     np.testing.assert_allclose(got, (moved[0] - moved[1]) / (2 * step), rtol=1e-5, atol=1e-6)
 
 

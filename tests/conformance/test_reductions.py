@@ -193,7 +193,9 @@ def _states(reduction: str, terms: np.ndarray) -> list[list[np.ndarray]]:
 
 
 @given(terms=_terms)
-@pytest.mark.parametrize("reduction", [r for r, rule in REDUCTIONS.items() if not rule.listed and rule.weight != "required"])
+@pytest.mark.parametrize(
+    "reduction", [r for r, rule in REDUCTIONS.items() if not rule.listed and rule.weight != "required"]
+)
 def test_merging_is_associative_and_has_an_identity(reduction: str, terms: np.ndarray) -> None:
     rule, dtype = REDUCTIONS[reduction], np.dtype(float)
     a, b, c, *_ = _states(reduction, terms)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from farsum_kernels.formula.lower import Program, lower
 from farsum_kernels.formula.reductions import Kind, Reduction
-from farsum_kernels.job import Extent, Spec, extent_of, output_shapes
+from farsum_kernels.job import RANGES, Extent, Spec, extent_of, output_shapes
 from farsum_kernels.scalar.ir import LEAVES, Affine, Block, I, Instr, Loop, Prim, Val, fold, number
 
 Array = NDArray[Any]
@@ -113,10 +113,10 @@ def merge_lists(rule: Reduction, values: Array, places: Array, k: int) -> tuple[
 
 def run(spec: Spec, arrays: Mapping[int, Array]) -> tuple[Array, ...]:
     """Evaluate a job on dense arrays in float64. Memory grows with M × N; for tests and definitions."""
-    extent = extent_of(spec, {n: a.shape for n, a in arrays.items()})
+    extent = extent_of(spec, {n: a.shape for n, a in arrays.items() if n not in RANGES})
     own = spec.over_j()
     m, n = (extent.m, extent.n) if spec.axis == 1 else (extent.n, extent.m)
-    program = lower(own.formula, own.weight, unroll=0, spoken=list(NUMPY))
+    program = lower(own.formula, own.weight, unroll=0, spoken=list(NUMPY), additive=spec.rule.additive)
     inputs = [
         _batched(np.asarray(arrays[v.params[0]], np.float64), v.params[2] == 2, extent) for v in program.slots
     ]
@@ -124,9 +124,36 @@ def run(spec: Spec, arrays: Mapping[int, Array]) -> tuple[Array, ...]:
                for s, k in zip(output_shapes(spec, extent), spec.rule.outputs, strict=True)]  # fmt: skip
     for batch in np.ndindex(*extent.batch):
         terms, weights = _terms(program, [a[batch] for a in inputs], m, n)
-        for out, value in zip(outputs, _reduce(own, terms, weights), strict=True):
+        if RANGES[0] in arrays:
+            blocks = [np.asarray(arrays[place]) for place in (RANGES[:3] if spec.axis == 1 else RANGES[3:])]
+            values = _reduce_blocks(own, terms, weights, *blocks)
+        else:
+            values = _reduce(own, terms, weights)
+        for out, value in zip(outputs, values, strict=True):
             out[batch] = value.reshape(out[batch].shape)
     return tuple(outputs)
+
+
+def _reduce_blocks(
+    spec: Spec, terms: Array, weights: Array, blocks: Array, slices: Array, intervals: Array
+) -> list[Array]:
+    """Each block of rows over its own columns; rows of no block have the identity, a later block replaces."""
+    results = _reduce(spec, terms[:, :0], weights[:, :0])
+    begin = 0
+    for (start, end), stop in zip(blocks.tolist(), slices.tolist(), strict=True):
+        columns = np.concatenate(
+            [np.arange(0), *(np.arange(a, b) for a, b in intervals[begin:stop].tolist())]
+        )
+        columns, begin = columns.astype(int), stop
+        if Kind.INDEX in spec.rule.outputs:
+            # Indices count in the whole array; what is skipped like a NaN is not there.
+            outside = ~np.isin(np.arange(terms.shape[1]), columns)
+            values = _reduce(spec, np.where(outside[:, None], np.nan, terms[start:end]), weights[start:end])
+        else:
+            values = _reduce(spec, terms[start:end, columns], weights[start:end, columns])
+        for result, value in zip(results, values, strict=True):
+            result[start:end] = value
+    return results
 
 
 def _batched(array: Array, parameter: bool, extent: Extent) -> Array:
@@ -192,7 +219,12 @@ def _terms(program: Program, inputs: Sequence[Array], m: int, n: int) -> tuple[A
         parts = [np.broadcast_to(values[p], shape).reshape(m, n, loop.extent if loop else 1) for p in places]
         return np.concatenate(parts, axis=-1) if parts else np.empty((m, n, 0))
 
-    return gathered(program.value, program.loop), gathered(program.weight, None)
+    terms = gathered(program.value, program.loop)
+    if any(f is not None for f in program.factor):
+        one = np.ones([1] * rank)
+        values.append(one)
+        terms = terms * gathered([len(values) - 1 if f is None else f for f in program.factor], None)
+    return terms, gathered(program.weight, None)
 
 
 def _folded(term: Array, axis: int, how: str) -> Array:
@@ -229,10 +261,7 @@ def _fold_columns(
     """Merge neighbours until one column is left."""
     rows = state[0].shape[0]
     limits = np.finfo(dtype)
-    start = [
-        np.full(rows, number(x if isinstance(x, str) else repr(x), float(limits.max)))
-        for x in identity
-    ]
+    start = [np.full(rows, number(x if isinstance(x, str) else repr(x), float(limits.max))) for x in identity]
     while state[0].shape[1] > 1:
         even = state[0].shape[1] // 2 * 2
         pairs = merge_states(rule, [s[:, 0:even:2] for s in state], [s[:, 1:even:2] for s in state], dtype)

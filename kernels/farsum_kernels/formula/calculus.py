@@ -54,13 +54,17 @@ def _adjoint_dims(f: int, v: int, u: int) -> int:
 
 def _trace_dims(f: int, v: int, w: int) -> int:
     if f not in (1, v) or w not in (1, v):
-        raise DimensionError(f"TraceOperator takes a formula and a weight of dimension 1 or {v}; received {f} and {w}")
+        raise DimensionError(
+            f"TraceOperator takes a formula and a weight of dimension 1 or {v}; received {f} and {w}"
+        )
     return 1
 
 
 def _sum_dims(f: int, v: int, left: int, right: int) -> int:
     if left not in (1, f) or right not in (1, v):
-        raise DimensionError(f"SumLinOperator takes weights of dimension 1 or {f} and 1 or {v}; received {left} and {right}")
+        raise DimensionError(
+            f"SumLinOperator takes weights of dimension 1 or {f} and 1 or {v}; received {left} and {right}"
+        )
     return 1
 
 
@@ -113,7 +117,9 @@ def _adjoint(f: Expr, v: Expr, u: Expr) -> Expr:
 
 def _jacobian(f: Expr, v: Expr) -> Expr:
     one = constant(1)
-    return joined([vjp(f, v, make("ElemT", one, params=(f.dim, k)) if f.dim > 1 else one) for k in range(f.dim)])
+    return joined(
+        [vjp(f, v, make("ElemT", one, params=(f.dim, k)) if f.dim > 1 else one) for k in range(f.dim)]
+    )
 
 
 # fmt: off

@@ -48,7 +48,9 @@ def _common(name: str) -> Callable[[int, int], int]:
     def dims(a: int, b: int) -> int:
         _even(name, a, b)
         if a != b and 2 not in (a, b):
-            raise DimensionError(f"{name} needs complex vectors of one dimension, or a complex scalar; received {a} and {b}")
+            raise DimensionError(
+                f"{name} needs complex vectors of one dimension, or a complex scalar; received {a} and {b}"
+            )
         return max(a, b)
 
     return dims
@@ -64,7 +66,9 @@ def _scaled_dims(a: int, b: int) -> int:
 
 def _sum_t_dims(d: int, length: Any) -> int:
     if d != 2 or type(length) is not int or length < 2 or length % 2:
-        raise FormulaError(f"ComplexSumT repeats one complex scalar to an even number of reals; received {d} and {length!r}")
+        raise FormulaError(
+            f"ComplexSumT repeats one complex scalar to an even number of reals; received {d} and {length!r}"
+        )
     return int(length)
 
 

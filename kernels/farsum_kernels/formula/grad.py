@@ -134,7 +134,6 @@ def check_linear(f: Expr, v: Expr) -> None:
         raise FormulaError(f"{f} is not linear in {v}: it has a part that does not depend on it")
 
 
-
 # ── reductions ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -161,7 +160,9 @@ def reduction_jvp(rule: Reduction, f: Expr, w: Expr | None, reduced: int, v: Exp
     e = fresh(width, f, u, y, *([w] if w else []))
     for_f, for_w = _at_pair(rule, f, w, reduced, e, y)
     parts = [
-        pullback(c, [e], jvp(g, v, u))[0] for g, c in ((f, for_f), (w, for_w)) if g is not None and c is not None
+        pullback(c, [e], jvp(g, v, u))[0]
+        for g, c in ((f, for_f), (w, for_w))
+        if g is not None and c is not None
     ]
     return _added(parts, width)
 
@@ -170,7 +171,9 @@ def _at_pair(
     rule: Reduction, f: Expr, w: Expr | None, reduced: int, e: Expr, y: Expr
 ) -> tuple[Expr | None, Expr | None]:
     if rule.grad is None:
-        raise FormulaError(f"{rule.name} has no derivative: reduce with LogSumExp or SumSoftMaxWeight instead")
+        raise FormulaError(
+            f"{rule.name} has no derivative: reduce with LogSumExp or SumSoftMaxWeight instead"
+        )
     roots = (f,) if w is None else (f, w)
     along = [x for x in variables(*roots).values() if x.params[2] == reduced]
     place = make("RowIndex", along[0]) if along else constant(0)

@@ -108,7 +108,9 @@ class Lowering:
         loop = Loop(extent, inside.depth)
         return self.block.fold("sum", loop, term(Affine.of(loop)))
 
-    def extremum(self, how: str, term: Callable[[Affine], Val], extent: int, inside: Affine = Affine(0)) -> Val:
+    def extremum(
+        self, how: str, term: Callable[[Affine], Val], extent: int, inside: Affine = Affine(0)
+    ) -> Val:
         """The "min", "max", "argmin" or "argmax" of term(0 … extent-1), by a scan from the first."""
         if extent > self._unroll:
             loop = Loop(extent, inside.depth)
@@ -143,6 +145,7 @@ class Program:
 
     slots    the input variables in slot order
     value    the components of F, as indices into the code
+    factor   for each component, what was taken out of the sum because it does not depend on the column
     weight   the components of the weight, if the reduction has one
     loop     set when F is too long to write out: `value` then has one entry that depends on it
     """
@@ -151,6 +154,7 @@ class Program:
     code: tuple[Instr, ...]
     scopes: tuple[Scope, ...]
     value: tuple[int, ...]
+    factor: tuple[int | None, ...]
     weight: tuple[int, ...]
     loop: Loop | None
     dim: int
@@ -180,8 +184,17 @@ _COST = {
 _SYMBOL = {I: ir.I, J: ir.J}
 
 
-def lower(formula: Expr, weight: Expr | None, unroll: int, spoken: Sequence[Prim] | None = None) -> Program:
-    """Lower a formula, and the weight of its reduction, into one program."""
+def lower(
+    formula: Expr,
+    weight: Expr | None,
+    unroll: int,
+    spoken: Sequence[Prim] | None = None,
+    additive: bool = False,
+) -> Program:
+    """Lower a formula, and the weight of its reduction, into one program.
+
+    additive   the reduction is a sum: factors that do not depend on the column come out of it
+    """
     roots = (formula,) if weight is None else (formula, weight)
     slots = variables(*roots)
     categories = [_SYMBOL.get(v.params[2]) for v in slots.values()]
@@ -198,17 +211,40 @@ def lower(formula: Expr, weight: Expr | None, unroll: int, spoken: Sequence[Prim
             weights = tuple(vector.at(k) for k in range(weight.dim))
     except RecursionError:
         raise FormulaTooLarge("the formula is nested too deeply") from None
-    code, scopes, place = _live(block, [v.index for v in (*value, *weights)])
+    factors: list[Val | None] = [None] * len(value)
+    if additive:
+        split = [_split(v) for v in value]
+        factors, value = [f for f, _ in split], tuple(rest or block.constant(1.0) for _, rest in split)
+    used = (*value, *(f for f in factors if f), *weights)
+    code, scopes, place = _live(block, [v.index for v in used])
     check(code, len(slots))
     return Program(
         tuple(slots.values()),
         code,
         scopes,
         tuple(place[v.index] for v in value),
+        tuple(place[f.index] if f else None for f in factors),
         tuple(place[v.index] for v in weights),
         loop,
         formula.dim,
     )
+
+
+def _split(v: Val) -> tuple[Val | None, Val | None]:
+    """v as (what does not depend on the column) × (what does); None stands for 1."""
+    block = v.block
+    instr = block.code_at(v.index)
+    if block.scopes[v.index] <= {ir.I} and instr.prim is not Prim.CONST:
+        return v, None
+    if instr.prim is Prim.NEG:
+        factor, rest = _split(Val(block, instr.args[0]))
+        return (-factor, rest) if factor else (None, v)
+    if instr.prim is not Prim.MUL:
+        return None, v
+    (f, a), (g, b) = (_split(Val(block, arg)) for arg in instr.args)
+    if not f and not g:
+        return None, v
+    return (f * g if f and g else f or g), (a * b if a and b else a or b)
 
 
 def _live(block: Block, results: list[int]) -> tuple[tuple[Instr, ...], tuple[Scope, ...], dict[int, int]]:

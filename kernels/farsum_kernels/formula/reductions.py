@@ -127,6 +127,7 @@ _declare(Reduction(
 # finite: exp(-inf - -inf) would be nan, and so would exp(inf - inf). A term of -inf then adds
 # exp(-inf) = 0, a term of +inf makes the sums infinite.
 
+
 def _finite(x: Val) -> Val:
     low, high = x.block.constant("lowest"), x.block.constant("highest")
     return ir.minimum(ir.maximum(x, low), high)
@@ -169,7 +170,10 @@ def _shifted(
         p = [ir.exp(term[0] - top) for term in terms]
         scale = ir.exp(m - top)
         gs = [factors(term) for term in terms]
-        inner = [reduce(lambda a, b: a + b, (q * g[k] for q, g in zip(p, gs, strict=True))) for k in range(len(sums))]
+        inner = [
+            reduce(lambda a, b: a + b, (q * g[k] for q, g in zip(p, gs, strict=True)))
+            for k in range(len(sums))
+        ]
         return top, *(s * scale + t for s, t in zip(sums, inner, strict=True))
 
     def sums(w: int) -> int:

@@ -40,6 +40,7 @@ def make(op: str, *args: Expr, params: tuple[Any, ...] = ()) -> Expr:
 
 # ── vocabulary of the rules and of the derivatives ────────────────────────────────────────────────
 
+
 # fmt: off
 def add(a: Expr, b: Expr) -> Expr: return make("Add", a, b)
 def sub(a: Expr, b: Expr) -> Expr: return make("Subtract", a, b)
@@ -226,7 +227,18 @@ def _scalar_product_of_simple(args: tuple[Expr, ...], params: tuple[Any, ...], d
     return None
 
 
-@rule("SumT", "ExtractT", "Extract", "Interleave", "ComplexReal", "ComplexImag", "Sqrt", "Sin", "Abs", "TensorDot")
+@rule(
+    "SumT",
+    "ExtractT",
+    "Extract",
+    "Interleave",
+    "ComplexReal",
+    "ComplexImag",
+    "Sqrt",
+    "Sin",
+    "Abs",
+    "TensorDot",
+)
 def _of_zero(args: tuple[Expr, ...], params: tuple[Any, ...], dim: int) -> Expr | None:
     # f(0, …) = 0; a product needs one zero factor, the others need all.
     return zero(dim) if all(map(is_zero, args)) else None
@@ -261,5 +273,7 @@ def simplified(root: Expr) -> Expr:
     """The formula rebuilt through the rules: equal in value, canonical in form."""
     new: dict[Expr, Expr] = {}
     for expr in walk(root):
-        new[expr] = make(expr.op.name, *(new[a] for a in expr.args), params=expr.params) if expr.args else expr
+        new[expr] = (
+            make(expr.op.name, *(new[a] for a in expr.args), params=expr.params) if expr.args else expr
+        )
     return new[root]

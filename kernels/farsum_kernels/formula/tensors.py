@@ -44,9 +44,13 @@ def _tensordot_dims(df: int, dg: int, f: Any, g: Any, over_f: Any, over_g: Any, 
     _ints("TensorDot", f, g, over_f, over_g, perm)
     for name, dim, shape, axes in (("first", df, f, over_f), ("second", dg, g, over_g)):
         if prod(shape) != dim or any(d < 1 for d in shape):
-            raise DimensionError(f"the {name} operand of TensorDot has dimension {dim}, not that of shape {list(shape)}")
+            raise DimensionError(
+                f"the {name} operand of TensorDot has dimension {dim}, not that of shape {list(shape)}"
+            )
         if len(set(axes)) != len(axes) or any(not 0 <= a < len(shape) for a in axes):
-            raise DimensionError(f"the axes {list(axes)} of the {name} operand of TensorDot are not axes of {list(shape)}")
+            raise DimensionError(
+                f"the axes {list(axes)} of the {name} operand of TensorDot are not axes of {list(shape)}"
+            )
     if [f[a] for a in over_f] != [g[a] for a in over_g]:
         raise DimensionError(
             f"TensorDot contracts axes of lengths {[f[a] for a in over_f]} with {[g[a] for a in over_g]}"
@@ -118,7 +122,9 @@ def tensordot(f: Expr, g: Expr, df: Dims, dg: Dims, over_f: Dims, over_g: Dims, 
 
 def _divides(name: str, matrix: int, vector: int) -> int:
     if matrix % vector:
-        raise DimensionError(f"{name}: a vector of dimension {vector} does not divide a matrix of {matrix} entries")
+        raise DimensionError(
+            f"{name}: a vector of dimension {vector} does not divide a matrix of {matrix} entries"
+        )
     return matrix // vector
 
 
@@ -150,7 +156,9 @@ def _bspline_dims(knots: int, x: int, k: Any) -> int:
     if x != 1:
         raise DimensionError(f"BSpline is sampled at a scalar; received dimension {x}")
     if type(k) is not int or k < 0 or knots < k + 2:
-        raise DimensionError(f"BSpline of degree {k!r} needs a degree of at least 0 and at least degree + 2 knots; received {knots}")
+        raise DimensionError(
+            f"BSpline of degree {k!r} needs a degree of at least 0 and at least degree + 2 knots; received {knots}"
+        )
     return knots - k - 1
 
 

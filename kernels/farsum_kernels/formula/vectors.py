@@ -73,7 +73,9 @@ def _spread(lowering: Lowering, node: Expr) -> Vector:
 def _extract_dims(dim: int, start: Any, length: Any) -> int:
     _ints("Extract", start, length)
     if not (start >= 0 and length >= 1 and start + length <= dim):
-        raise DimensionError(f"Extract takes entries {start} to {start + length - 1} of a vector of dimension {dim}")
+        raise DimensionError(
+            f"Extract takes entries {start} to {start + length - 1} of a vector of dimension {dim}"
+        )
     return int(length)
 
 

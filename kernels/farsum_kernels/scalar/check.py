@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from farsum_kernels.scalar.ir import ARITY, MASKS, Affine, Fold, Instr, Prim
 
+
 def check(code: Sequence[Instr], slots: int) -> None:
     """Raise AssertionError, with the offending instruction, if the code is not well formed: our own bug."""
     for n, instr in enumerate(code):

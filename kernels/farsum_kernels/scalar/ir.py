@@ -145,7 +145,9 @@ class Affine:
         for atom, step in other.terms:
             total[atom] = total.get(atom, 0) + step
         # The order of terms is part of equality, so it must not depend on who was added to whom.
-        return Affine(self.base + other.base, tuple(sorted(((a, c) for a, c in total.items() if c), key=repr)))
+        return Affine(
+            self.base + other.base, tuple(sorted(((a, c) for a, c in total.items() if c), key=repr))
+        )
 
     def __sub__(self, other: int | Loop | Affine) -> Affine:
         return self + Affine.of(other) * -1
@@ -328,6 +330,9 @@ class Block:
     def code(self) -> tuple[Instr, ...]:
         return tuple(self._instructions)
 
+    def code_at(self, index: int) -> Instr:
+        return self._instructions[index]
+
     def emit(self, prim: Prim, *args: Val | float, imm: Any = None) -> Val:
         lifted = tuple(a if isinstance(a, Val) else self.constant(a) for a in args)
         if (found := self._trivial(prim, lifted)) is not None:
@@ -401,9 +406,7 @@ class Block:
     def _add(self, instr: Instr, scope: Scope) -> Val:
         index = self._index.setdefault(instr, len(self._index))
         if index > MAX_INSTRUCTIONS:
-            raise FormulaTooLarge(
-                f"the formula lowers to more than {MAX_INSTRUCTIONS} scalar instructions"
-            )
+            raise FormulaTooLarge(f"the formula lowers to more than {MAX_INSTRUCTIONS} scalar instructions")
         if index == len(self.scopes):
             self._instructions.append(instr)
             self.scopes.append(scope)

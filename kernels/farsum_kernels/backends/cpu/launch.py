@@ -20,8 +20,8 @@ from farsum_kernels.backends.cpu.vector import LLVM
 from farsum_kernels.backends.reference import finish_state, merge_lists, merge_states
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.lower import Program, lower
-from farsum_kernels.job import Extent, Spec, output_dtypes
-from farsum_kernels.plan import UNROLL, Layout, Machine, Plan, layout_for, plan_for
+from farsum_kernels.job import COMPUTED_IN, RANGES, Extent, Spec, output_dtypes
+from farsum_kernels.plan import UNROLL, Layout, Machine, Plan, layout_for, plan_for, plan_for_ranges
 
 Array = NDArray[Any]
 
@@ -37,11 +37,12 @@ class Kernel:
         own = spec.over_j()
         self.spec = spec
         self.machine = machine
-        self.program: Program = lower(own.formula, own.weight, UNROLL, list(LLVM))
-        itemsize = np.dtype(spec.dtype).itemsize
+        self.dtype = np.dtype(COMPUTED_IN[spec.dtype])
+        self.program: Program = lower(own.formula, own.weight, UNROLL, list(LLVM), spec.rule.additive)
+        itemsize = self.dtype.itemsize
         self.layout: Layout = layout_for(self.program, spec.rule, itemsize, machine)
         self.text: Text = kernel_text(
-            self.program, spec.rule, spec.k, spec.dtype, self.layout, native.has_scalef()
+            self.program, spec.rule, spec.k, self.dtype.name, self.layout, native.has_scalef()
         )
         if len(self.text.ir) > MAX_TEXT_BYTES:
             raise FormulaTooLarge(
@@ -77,16 +78,24 @@ class Launch:
     def __init__(self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> None:
         self._kernel = kernel
         self._extent = _reduced_over_j(kernel.spec, extent)
-        self.plan = plan = kernel.plan(extent)
+        plan = kernel.plan(extent)
         batches = prod(extent.batch)
         slots = kernel.program.slots
         # Kept alive here: the tables hold bare addresses.
-        self._arrays = [np.ascontiguousarray(arrays[v.params[0]], kernel.spec.dtype) for v in slots]
+        self._arrays = [_numbers(arrays[v.params[0]], kernel.spec.dtype, kernel.dtype) for v in slots]
         offsets = np.empty((batches, len(slots) + kernel.text.packed), np.int64)
         for s, (v, array) in enumerate(zip(slots, self._arrays, strict=True)):
             offsets[:, s] = _batch_offsets(array.shape, extent.batch, 1 if v.params[2] == 2 else 2)
         self._offsets = offsets
-        self._tasks, self._spans = _dense_tables(plan.layout, self._extent, plan.splits)
+        self._places: Array | None = None
+        if RANGES[0] in arrays:
+            blocks = [arrays[place] for place in (RANGES[:3] if kernel.spec.axis == 1 else RANGES[3:])]
+            self._tasks, self._spans, self._places = _sparse_tables(plan.layout, self._extent.m, *blocks)
+            pairs = _pairs_in(self._tasks, self._spans)
+            plan = plan_for_ranges(plan, len(self._tasks), pairs, kernel.work_per_pair, kernel.machine)
+        else:
+            self._tasks, self._spans = _dense_tables(plan.layout, self._extent, plan.splits)
+        self.plan = plan
         rows = plan.tasks * plan.layout.task_rows
         self._out = [np.empty((repeat, rows), dtype) for dtype, repeat in kernel.text.state]
         self._counter = np.zeros(1, np.int64)
@@ -103,7 +112,7 @@ class Launch:
         flipped = Extent(n, 0, self._extent.batch)
         tasks, spans = _dense_tables(layout, flipped, 1)
         padded = -(-n // layout.lanes) * layout.lanes
-        packed = [np.empty((batches, padded), kernel.spec.dtype) for _ in range(kernel.text.packed)]
+        packed = [np.empty((batches, padded), kernel.dtype) for _ in range(kernel.text.packed)]
         first = len(kernel.program.slots)
         self._offsets[:, first:] = (np.arange(batches) * padded)[:, None]
         table, out = _addresses([*self._arrays, *packed]), _addresses(packed)
@@ -165,20 +174,37 @@ class Launch:
         """Merge the splits and finish the states of a job that is done."""
         spec, plan, extent = self._kernel.spec, self.plan, self._extent
         rule, batches = spec.rule, prod(extent.batch)
-        per_batch = plan.tasks // max(1, plan.splits * batches) * plan.layout.task_rows
-        states = [a.reshape(len(a), plan.splits, batches, per_batch)[..., : extent.m] for a in self._out]
+        states = self._by_row(batches)
         merged = self._merged_lists(states) if rule.listed else self._merged(states)
-        groups = finish_state(rule, merged, np.dtype(spec.dtype))
+        groups = finish_state(rule, merged, self._kernel.dtype)
         dtypes = output_dtypes(spec)
         shape = (*extent.batch, extent.m, *spec.output_tail())
         results = []
         for n, (group, dtype) in enumerate(zip(groups, dtypes, strict=True)):
-            out = into[n] if into is not None else np.empty(shape, dtype)
+            out = into[n] if into is not None else np.empty(shape, "uint16" if dtype == "bfloat16" else dtype)
+            if dtype == "bfloat16":
+                group = [_rounded_to_bfloat16(g) for g in group]
             _assemble(
                 out.reshape(batches, extent.m, *spec.output_tail()), group, spec.k if rule.listed else 0
             )
             results.append(out)
         return tuple(results)
+
+    def _by_row(self, batches: int) -> list[Array]:
+        """The states as (repeat, splits, batch, rows)."""
+        plan, m = self.plan, self._extent.m
+        if self._places is None:
+            per_batch = plan.tasks // max(1, plan.splits * batches) * plan.layout.task_rows
+            return [a.reshape(len(a), plan.splits, batches, per_batch)[..., :m] for a in self._out]
+        # Rows that no block covers keep the identity.
+        covered = self._places >= 0
+        repeats = self._kernel.text.identity
+        states = []
+        for a, identity in zip(self._out, repeats, strict=True):
+            row = np.full((len(a), m), identity, a.dtype)
+            row[:, covered] = a[:, self._places[covered]]
+            states.append(row[:, None, None, :])
+        return states
 
     def _merged(self, states: list[Array]) -> list[Array]:
         """(repeat, splits, batch, rows) -> (repeat, batch, rows), parts merged in order."""
@@ -186,7 +212,7 @@ class Launch:
         total = [s[:, 0] for s in states]
         for part in range(1, splits):
             wide = [np.asarray(s, np.float64) if s.dtype == np.float32 else s for s in total]
-            total = merge_states(spec.rule, wide, [s[:, part] for s in states], np.dtype(spec.dtype))
+            total = merge_states(spec.rule, wide, [s[:, part] for s in states], self._kernel.dtype)
         return total
 
     def _merged_lists(self, states: list[Array]) -> list[Array]:
@@ -252,6 +278,46 @@ def _dense_tables(layout: Layout, extent: Extent, splits: int) -> tuple[Array, A
     tasks[..., 3] = np.arange(splits)[:, None, None]
     tasks[..., 4] = tasks[..., 3] + 1
     return np.ascontiguousarray(tasks.reshape(-1, 5)), np.ascontiguousarray(spans)
+
+
+def _sparse_tables(
+    layout: Layout, m: int, blocks: Array, slices: Array, intervals: Array
+) -> tuple[Array, Array, Array]:
+    """Tasks and spans of a block-sparse job, and for each row its place in the states, -1 if none covers it."""
+    lengths = blocks[:, 1] - blocks[:, 0]
+    tiles = -(-lengths // layout.task_rows)
+    of_block = np.repeat(np.arange(len(blocks)), tiles)
+    first_tile = np.cumsum(tiles) - tiles
+    within = np.arange(len(of_block)) - first_tile[of_block]
+    tasks = np.zeros((len(of_block), 5), np.int64)
+    tasks[:, 1] = blocks[of_block, 0] + within * layout.task_rows
+    tasks[:, 2] = np.minimum(tasks[:, 1] + layout.task_rows, blocks[of_block, 1])
+    starts = np.concatenate([np.zeros(1, np.int64), slices[:-1]]) if len(slices) else slices
+    tasks[:, 3], tasks[:, 4] = starts[of_block], slices[of_block]
+    places = np.full(m, -1, np.int64)
+    for (start, end), tile in zip(blocks.tolist(), first_tile.tolist(), strict=True):
+        # A later block that covers the same rows replaces the earlier one.
+        places[start:end] = tile * layout.task_rows + np.arange(end - start)
+    return tasks, np.ascontiguousarray(intervals), places
+
+
+def _pairs_in(tasks: Array, spans: Array) -> int:
+    upto = np.concatenate([np.zeros(1, np.int64), np.cumsum(spans[:, 1] - spans[:, 0])])
+    return int(((tasks[:, 2] - tasks[:, 1]) * (upto[tasks[:, 4]] - upto[tasks[:, 3]])).sum())
+
+
+def _numbers(array: Array, dtype: str, computed: np.dtype[Any]) -> Array:
+    """An input in the dtype of the arithmetic, C-ordered."""
+    if dtype == "bfloat16":
+        return (np.ascontiguousarray(array).astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(array, computed)
+
+
+def _rounded_to_bfloat16(values: Array) -> Array:
+    """float32 to the nearest bfloat16, ties to even, as uint16; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
 # ── threads ───────────────────────────────────────────────────────────────────────────────────────

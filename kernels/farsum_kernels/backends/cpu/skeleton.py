@@ -42,12 +42,14 @@ class Text:
     packed    the column-level values, one extra slot each, computed by the function "pack"
     scratch   bytes of scratch memory that each thread brings, aligned to 64
     state     the dtype of each state component, as stored, and how many vectors deep it is
+    identity  the value of each state component where nothing was reduced
     """
 
     ir: str
     packed: int
     scratch: int
     state: tuple[tuple[str, int], ...]
+    identity: tuple[float, ...]
 
 
 def kernel_text(program: Program, rule: Reduction, k: int, dtype: str, layout: Layout, scalef: bool) -> Text:
@@ -63,7 +65,7 @@ def kernel_text(program: Program, rule: Reduction, k: int, dtype: str, layout: L
         functions.append(pack)
     declarations = sorted(set().union(*(f.fn.declarations for f in functions)))
     ir = "\n".join([*declarations, *(f.fn.text() for f in functions), ""])
-    return Text(ir, len(packed), max(f.scratch for f in functions), main.stored)
+    return Text(ir, len(packed), max(f.scratch for f in functions), main.stored, main.identity)
 
 
 class _Kernel(Emitter):
@@ -217,10 +219,16 @@ class _Main(_Kernel):
         self.wide = Vec(self.fn, Shape(shape.lanes, "double", shape.scalef and double))
         # A float64 total of float64 sums is no wider than they are: a second word carries its error.
         self.carried = self.compensated and rule.additive and double
-        number = "float64" if double else "float32"
-        index = "int64" if double else "int32"
-        dtypes = {Kind.VALUE: number, Kind.WIDE: "float64", Kind.INDEX: index}
+        dtypes = {
+            Kind.VALUE: "float64" if double else "float32",
+            Kind.WIDE: "float64",
+            Kind.INDEX: "int64" if double else "int32",
+        }
         self.stored = tuple((dtypes[kind], self.repeat) for kind in self.kinds)
+        imms = rule.identity(self.dim, len(program.weight))
+        self.identity = tuple(
+            number(x if isinstance(x, str) else repr(x), LARGEST[shape.scalar]) for x in imms
+        )
         self._memory: list[str] = []  # partial states, when they are in memory
         self._totals: list[str] = []  # compensated totals: one region per component, two if carried
 
@@ -234,14 +242,10 @@ class _Main(_Kernel):
         return Value(name, "i" if kind is Kind.INDEX else "f")
 
     def _identity(self, vec: Vec) -> list[Value]:
-        def constant(x: float | str, kind: Kind) -> Value:
-            if kind is Kind.INDEX:
-                return Value("zeroinitializer", "i")
-            imm = x if isinstance(x, str) else repr(float(x))
-            return Value(vec.shape.number(number(imm, LARGEST[self.shape.scalar])), "f")
-
-        identity = self.rule.identity(self.dim, len(self.program.weight))
-        return [constant(x, kind) for x, kind in zip(identity, self.kinds, strict=True)]
+        return [
+            Value("zeroinitializer", "i") if kind is Kind.INDEX else Value(vec.shape.number(x), "f")
+            for x, kind in zip(self.identity, self.kinds, strict=True)
+        ]
 
     def _fresh(self) -> list[tuple[str, str]]:
         """The identity for each row vector, as carried (type, value) pairs; none if states are in memory."""
@@ -518,7 +522,9 @@ class _Main(_Kernel):
             total = self._read(self._totals[c], place, u, self.wide.f)
             if self.carried:
                 carry = self._read(self._totals[count + c], place, u, self.wide.f)
-                return self.fn.let(f"fadd {self.wide.f} {total}, {carry}")
+                total = self.fn.let(f"fadd {self.wide.f} {total}, {carry}")
+            if self.rule.additive and (factor := self.program.factor[c]) is not None:
+                total = self.wide.binary("fmul", total, self._widened(self.get(factor, u).name))
             if kind is Kind.VALUE and self.shape.scalar == "float":
                 return self.fn.let(f"fptrunc {self.wide.f} {total} to {self.shape.f}")
             return total
