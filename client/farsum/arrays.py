@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from farsum_kernels.errors import DtypeError
 from farsum_kernels.formula.expr import I, J, P
-from farsum_kernels.job import DTYPES
+from farsum_kernels.job import DTYPES, dtype_name
 
 Array = NDArray[Any]
 
@@ -58,7 +58,7 @@ def is_number(x: object) -> bool:
 
 def checked(x: Array, what: str = "the array") -> Array:
     """The array, if its dtype is one that is computed in."""
-    if x.dtype.name not in DTYPES:
+    if dtype_name(x.dtype) not in DTYPES:
         raise DtypeError(
             f"{what} of shape {x.shape} has dtype {x.dtype}; supported are {' and '.join(DTYPES)}: "
             f"convert it, e.g. with .astype('float32')"

@@ -16,7 +16,7 @@ from farsum.arrays import Array, Input, checked, is_number, loose
 from farsum.target import engine
 from farsum_kernels.errors import AxisError, DimensionError, DtypeError, FormulaError, ShapeError
 from farsum_kernels.formula.expr import Expr, I, J, P, constant, node, substitute, swap_axes, variable
-from farsum_kernels.job import Options, Spec
+from farsum_kernels.job import Options, Spec, dtype_name
 
 _WORD = {I: "i", J: "j", P: "parameter"}
 
@@ -327,7 +327,7 @@ def _leaf_parts(held: Input) -> _Parts:
     expr = variable(0, held.dim, held.category)
     ni = held.rows if held.category == I else None
     nj = held.rows if held.category == J else None
-    return expr, (held,), ni, nj, held.batch, None if held.loose else held.array.dtype.name
+    return expr, (held,), ni, nj, held.batch, None if held.loose else dtype_name(held.array.dtype)
 
 
 def _leaf(held: Input) -> LazyTensor:

@@ -23,7 +23,7 @@ from farsum_kernels.errors import (
     ShapeError,
 )
 from farsum_kernels.formula.expr import Expr, I, J, P, check_size, swap_axes, variables
-from farsum_kernels.formula.reductions import Reduction, reduction_named
+from farsum_kernels.formula.reductions import Kind, Reduction, reduction_named
 
 # The dtypes of a job, and what its arithmetic is done in. bfloat16 travels and is held as uint16.
 COMPUTED_IN = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
@@ -35,6 +35,7 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int64": 8}
 RANGES = tuple(range(1024, 1030))
 RANGE_NAMES = ("ranges_i", "slices_i", "redranges_j", "ranges_j", "slices_j", "redranges_i")
 MAX_K = 4096
+MAX_PARTS = 16
 AXIS_NAMES = ("i", "j")
 
 
@@ -51,45 +52,35 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Spec:
-    """A reduction of a formula: everything about a job but its arrays.
+class Part:
+    """One reduction of one formula.
 
     reduction   a name of formula/reductions.py
-    axis        1 reduces over j and gives a row per i; 0 reduces over i and gives a row per j
-    dtype       the dtype that arrays have and values come back in; halves are computed in float32
     weight      a second formula, for the reductions that take one
     k           how many to keep, for the reductions that keep K
     """
 
     formula: Expr
     reduction: str
-    axis: int
-    dtype: str
     weight: Expr | None = None
     k: int = 0
 
     def __post_init__(self) -> None:
-        rule = reduction_named(self.reduction)
-        if self.axis not in (0, 1):
-            raise AxisError(f"axis must be 0 (reduce over i) or 1 (reduce over j), not {self.axis!r}")
-        if self.dtype not in DTYPES:
-            raise DtypeError(f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        rule, name = reduction_named(self.reduction), self.reduction
         if rule.scalar and self.formula.dim != 1:
             raise DimensionError(
-                f"{self.reduction} reduces scalars; the formula {self.formula} has dimension {self.formula.dim}"
+                f"{name} reduces scalars; the formula {self.formula} has dimension {self.formula.dim}"
             )
         if self.weight is None and rule.weight == "required":
-            raise FormulaError(f"{self.reduction} needs a weight formula (formula2)")
+            raise FormulaError(f"{name} needs a weight formula (formula2)")
         if self.weight is not None and rule.weight == "none":
-            raise FormulaError(f"{self.reduction} takes no weight formula (formula2)")
+            raise FormulaError(f"{name} takes no weight formula (formula2)")
         if rule.listed and not (type(self.k) is int and 1 <= self.k <= MAX_K):
-            raise FormulaError(f"{self.reduction} needs K, an int from 1 to {MAX_K}, not {self.k!r}")
+            raise FormulaError(f"{name} needs K, an int from 1 to {MAX_K}, not {self.k!r}")
         if not rule.listed and self.k:
-            raise FormulaError(f"{self.reduction} takes no K; K={self.k} was given")
-        check_size(*self.roots)
-        variables(*self.roots)
+            raise FormulaError(f"{name} takes no K; K={self.k} was given")
         if rule.listed and self.formula.dim * self.k > 1 << 16:
-            raise FormulaTooLarge(f"{self.reduction} would keep {self.formula.dim} × {self.k} values per row")
+            raise FormulaTooLarge(f"{name} would keep {self.formula.dim} × {self.k} values per row")
 
     @property
     def roots(self) -> tuple[Expr, ...]:
@@ -100,22 +91,14 @@ class Spec:
         return reduction_named(self.reduction)
 
     @cached_property
-    def inputs(self) -> dict[int, Expr]:
-        """The variables by index: which argument each is, its dimension and category."""
-        return variables(*self.roots)
-
-    @cached_property
     def digest(self) -> bytes:
-        """Content digest: equal for equal jobs, on every machine."""
-        text = f"{self.reduction}|{self.axis}|{self.dtype}|{self.k}|".encode()
+        text = f"{self.reduction}|{self.k}|".encode()
         return hashlib.blake2b(text + b"|".join(r.digest for r in self.roots), digest_size=16).digest()
 
-    def over_j(self) -> Spec:
-        """The same reduction, written so that it runs over j: i and j trade places if needed."""
-        if self.axis == 1:
-            return self
+    def swapped(self) -> Part:
+        """The same reduction with the roles of i and j exchanged."""
         weight = None if self.weight is None else swap_axes(self.weight)
-        return Spec(swap_axes(self.formula), self.reduction, 1, self.dtype, weight, self.k)
+        return Part(swap_axes(self.formula), self.reduction, weight, self.k)
 
     def output_tail(self) -> tuple[int, ...]:
         """The trailing shape of each result, after batch and row axes."""
@@ -123,6 +106,62 @@ class Spec:
         if not self.rule.listed:
             return (dim,)
         return (self.k,) if dim == 1 else (self.k, dim)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A job but for its arrays: one reduction, or several over the same pairs, which take one pass.
+
+    formula, reduction, weight, k   the first reduction, see `Part`
+    axis    1 reduces over j and gives a row per i; 0 reduces over i and gives a row per j
+    dtype   the dtype that arrays have and values come back in; halves are computed in float32
+    also    further reductions over the same axis; their results follow those of the first
+    """
+
+    formula: Expr
+    reduction: str
+    axis: int
+    dtype: str
+    weight: Expr | None = None
+    k: int = 0
+    also: tuple[Part, ...] = ()
+
+    def __post_init__(self) -> None:
+        reduction_named(self.reduction)
+        if self.axis not in (0, 1):
+            raise AxisError(f"axis must be 0 (reduce over i) or 1 (reduce over j), not {self.axis!r}")
+        if self.dtype not in DTYPES:
+            raise DtypeError(f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        if len(self.also) >= MAX_PARTS:
+            raise FormulaTooLarge(
+                f"a job has at most {MAX_PARTS} reductions; this one has {len(self.also) + 1}"
+            )
+        check_size(*self.roots)
+        variables(*self.roots)
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Every reduction of the job."""
+        return (Part(self.formula, self.reduction, self.weight, self.k), *self.also)
+
+    @cached_property
+    def roots(self) -> tuple[Expr, ...]:
+        return tuple(root for part in self.parts for root in part.roots)
+
+    @cached_property
+    def inputs(self) -> dict[int, Expr]:
+        """The variables by index: which argument each is, its dimension and category."""
+        return variables(*self.roots)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Content digest: equal for equal jobs, on every machine."""
+        text = f"{self.axis}|{self.dtype}|".encode()
+        return hashlib.blake2b(text + b"|".join(p.digest for p in self.parts), digest_size=16).digest()
+
+    def over_j(self) -> tuple[Part, ...]:
+        """The reductions, written so that they run over j: i and j trade places if needed."""
+        return self.parts if self.axis == 1 else tuple(part.swapped() for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +213,17 @@ def extent_of(
     return Extent(rows.get(I, (1, ""))[0], rows.get(J, (1, ""))[0], batch)
 
 
+_NAMES: dict[Any, str] = {}
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of an array's dtype. NumPy takes 5 µs to spell one, so each is spelled once."""
+    name = _NAMES.get(dtype)
+    if name is None:
+        name = _NAMES[dtype] = str(dtype)
+    return name
+
+
 def check_arrays(spec: Spec, arrays: Mapping[int, Any], names: Mapping[int, str] | None = None) -> Extent:
     """The sizes of a job from its arrays, each checked against the formula and the dtype of the job.
 
@@ -182,7 +232,7 @@ def check_arrays(spec: Spec, arrays: Mapping[int, Any], names: Mapping[int, str]
     held = "uint16" if spec.dtype == "bfloat16" else spec.dtype
     own = {index: array for index, array in arrays.items() if index not in RANGES}
     for index, array in own.items():
-        if str(array.dtype) != held:
+        if dtype_name(array.dtype) != held:
             name = (names or {}).get(index) or f"argument {index}"
             raise DtypeError(
                 f"{name} has dtype {array.dtype} where the job computes in {spec.dtype}; "
@@ -213,7 +263,7 @@ def check_ranges(arrays: Mapping[int, Any], extent: Extent) -> None:
         (held[3:], (extent.n, extent.m), RANGE_NAMES[3:]),
     ):
         for array, name in zip((blocks, slices, intervals), names, strict=True):
-            if str(array.dtype) != "int64":
+            if dtype_name(array.dtype) != "int64":
                 raise DtypeError(f"{name} has dtype {array.dtype}; ranges are int64")
         _check_intervals(blocks, sizes[0], names[0])
         _check_intervals(intervals, sizes[1], names[2])
@@ -246,12 +296,13 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...], name: str) -> tuple[int, 
 def output_shapes(spec: Spec, extent: Extent) -> tuple[tuple[int, ...], ...]:
     """The shape of each result array: (*batch, M or N, *tail)."""
     kept = extent.m if spec.axis == 1 else extent.n
-    return ((*extent.batch, kept, *spec.output_tail()),) * len(spec.rule.outputs)
+    return tuple((*extent.batch, kept, *part.output_tail()) for part in spec.parts for _ in part.rule.outputs)
 
 
 def output_dtypes(spec: Spec) -> tuple[str, ...]:
     """The dtype of each result array: the data dtype, or int64 for indices."""
-    return tuple("int64" if kind.value == "index" else spec.dtype for kind in spec.rule.outputs)
+    kinds = [kind for part in spec.parts for kind in part.rule.outputs]
+    return tuple("int64" if kind is Kind.INDEX else spec.dtype for kind in kinds)
 
 
 @dataclass(frozen=True, slots=True)

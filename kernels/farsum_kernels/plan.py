@@ -6,12 +6,12 @@ what is computed beyond the order of summation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import ceil, prod
 
-from farsum_kernels.formula.lower import Program
+from farsum_kernels.formula.lower import Program, Terms
 from farsum_kernels.formula.reductions import Kind, Reduction
 from farsum_kernels.job import Extent
 from farsum_kernels.scalar.ir import Loop, Prim
@@ -84,25 +84,30 @@ class Plan:
         return {key: str(value) for key, value in flat.items()}
 
 
-def layout_for(program: Program, rule: Reduction, itemsize: int, machine: Machine) -> Layout:
+def layout_for(program: Program, rules: Sequence[Reduction], itemsize: int, machine: Machine) -> Layout:
     """Register blocking by the kind of work; measured on AVX-512 and AVX2 (docs/decisions)."""
-    lanes = machine.vector_bytes // itemsize
-    wide = machine.registers >= 32
+    lanes, wide = machine.vector_bytes // itemsize, machine.registers >= 32
     looped = any(instr.prim is Prim.FOLD and _pairwise(program, n) for n, instr in enumerate(program.code))
-    shifted = rule.block is not None and Kind.WIDE in rule.state(1, 1) and Kind.VALUE in rule.state(1, 1)
-    if program.loop:
-        rows, columns = (1, 8) if wide else (1, 4)
-    elif looped:
-        rows, columns = (3, 4) if wide else (2, 4)
-    elif rule.listed:
-        rows, columns = 1, 4
-    elif shifted:
-        rows, columns = 1, 16 if wide else 8
-    elif rule.gate:
-        rows, columns = (2, 8) if wide else (1, 8)
-    else:
-        rows, columns = (3, 1) if wide else (2, 1)
+    blockings = [_blocking(t, rule, wide, looped) for t, rule in zip(program.terms, rules, strict=True)]
+    rows = min(r for r, _ in blockings)
+    columns = min((c for _, c in blockings if c > 1), default=1)
     return Layout(lanes, rows, columns, TILE, UNROLL)
+
+
+def _blocking(terms: Terms, rule: Reduction, wide: bool, looped: bool) -> tuple[int, int]:
+    """Vectors of rows and columns for one reduction, on a machine with 32 registers (`wide`) or 16."""
+    kinds = rule.state(1, 1)
+    if terms.loop:
+        return (1, 8) if wide else (1, 4)
+    if looped:
+        return (3, 4) if wide else (2, 4)
+    if rule.listed:
+        return 1, 4
+    if Kind.WIDE in kinds and Kind.VALUE in kinds:  # shifted sums: one rescale per block of columns
+        return 1, 16 if wide else 8
+    if rule.gate:
+        return (2, 8) if wide else (1, 8)
+    return (3, 1) if wide else (2, 1)
 
 
 def _pairwise(program: Program, n: int) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from farsum_kernels.formula.expr import I, J, P, node, variable
-from farsum_kernels.formula.lower import lower
+from farsum_kernels.formula.lower import Want, lower
 from farsum_kernels.job import Spec
 from tests.evaluate import run
 
@@ -51,8 +51,8 @@ def test_factors_of_rows_leave_the_sum(dtype: str) -> None:
     kernel = node("Exp", node("Minus", node("SqDist", x, y)))
     formula = node("Mult", node("Minus", node("Mult", e, node("Mult", x, kernel))), variable(4, 1, P))
     formula = node("Mult", formula, node("Sum", b))
-    program = lower(formula, None, 6, additive=True)
-    assert all(f is not None for f in program.factor)
+    program = lower([Want(formula, additive=True)], 6)
+    assert all(f is not None for f in program.terms[0].factor)
     rng = np.random.default_rng(0)
     arrays = {
         n: rng.normal(size=s).astype(dtype) for n, s in enumerate([(30, 3), (40, 3), (40, 2), (30, 1), (1,)])
@@ -70,7 +70,7 @@ def test_vector_dimensions_from_1_to_4096_compile_to_text_of_one_size() -> None:
     for dim in (64, 4096):
         d = node("SqDist", variable(0, dim, I), variable(1, dim, J))
         wide = node("Mult", node("Exp", node("Minus", d)), variable(2, dim, J))
-        sizes[dim] = len(lower(wide, None, 6).code)
+        sizes[dim] = len(lower([Want(wide)], 6).code)
         rng = np.random.default_rng(0)
         arrays = {0: rng.random((20, dim)) / dim, 1: rng.random((30, dim)) / dim, 2: rng.random((30, dim))}
         (got,) = run("cpu", Spec(wide, "Sum", 1, "float64"), arrays)

@@ -32,7 +32,12 @@ def dense(record: oracles.OpRecord, arrays: dict[int, np.ndarray]) -> np.ndarray
     return record.value(*wide)
 
 
-@pytest.mark.parametrize("record", oracles.OPS, ids=lambda r: r.id)
+RECORDS = [
+    pytest.param(r, id=r.id, marks=[pytest.mark.parity(r.parity)] if r.parity else []) for r in oracles.OPS
+]
+
+
+@pytest.mark.parametrize("record", RECORDS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_operation_has_the_value_of_numpy(backend: str, dtype: str, record: oracles.OpRecord) -> None:

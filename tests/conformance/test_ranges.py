@@ -94,7 +94,7 @@ def test_ranges_are_checked_before_anything_runs(place: int, value: list, words:
 @pytest.mark.parity("X-11", "X-13", "L-217")
 def test_incomplete_or_mistyped_ranges() -> None:
     arrays = _arrays(_ranges())
-    with pytest.raises(ShapeError, match="six arrays.*missing: slices_j"):
+    with pytest.raises(ShapeError, match=r"six arrays.*missing: slices_j"):
         run("cpu", _spec("Sum"), {n: a for n, a in arrays.items() if n != RANGES[4]})
     with pytest.raises(DtypeError, match="ranges are int64"):
         run("cpu", _spec("Sum"), arrays | {RANGES[1]: np.array([1.0, 2.0, 3.0])})

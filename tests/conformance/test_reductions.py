@@ -29,7 +29,7 @@ def _spec(reduction: str, dim: int, dtype: str, axis: int = 1, k: int = 5) -> Sp
 def _dense(spec: Spec, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
     x, y = x.astype(np.float64), y.astype(np.float64)
     f = x[:, None] - y[None]
-    f = (f**2).sum(-1, keepdims=True) if spec.rule.scalar else f
+    f = (f**2).sum(-1, keepdims=True) if REDUCTIONS[spec.reduction].scalar else f
     more = [spec.k] if spec.k else [np.broadcast_to(y**2, (len(x), *y.shape))] if spec.weight else []
     if spec.axis == 0:
         f, more = f.swapaxes(0, 1), [m if isinstance(m, int) else m.swapaxes(0, 1) for m in more]

@@ -14,9 +14,9 @@ from farsum_kernels.backends.cpu.skeleton import kernel_text
 from farsum_kernels.backends.cpu.vector import LLVM
 from farsum_kernels.compile import Compiler
 from farsum_kernels.formula.expr import I, J, node, variable
-from farsum_kernels.formula.lower import lower
+from farsum_kernels.formula.lower import Want, lower
 from farsum_kernels.formula.reductions import REDUCTIONS
-from farsum_kernels.job import Extent, Spec
+from farsum_kernels.job import Extent, Part, Spec
 from farsum_kernels.plan import UNROLL, Machine, layout_for
 
 SPEC = Spec(node("Exp", node("SqDist", variable(0, 3, I), variable(1, 3, J))), "Sum", 1, "float32")
@@ -81,9 +81,13 @@ MACHINES = {
 def test_kernels_compile_for_other_machines(name: str, reduction: str) -> None:
     machine, cpu, triple = MACHINES[name]
     rule = REDUCTIONS[reduction]
-    program = lower(SPEC.formula, None, UNROLL, list(LLVM))
-    layout = layout_for(program, rule, 4, machine)
-    text = kernel_text(program, rule, 4 if rule.listed else 0, "float32", layout, scalef=False)
+    program = lower(
+        [Want(SPEC.formula, SPEC.formula if rule.weight == "required" else None)], UNROLL, list(LLVM)
+    )
+    layout = layout_for(program, [rule], 4, machine)
+    weight = SPEC.formula if rule.weight == "required" else None
+    part = Part(SPEC.formula, reduction, weight, 4 if rule.listed else 0)
+    text = kernel_text(program, [part], "float32", layout, scalef=False)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     target = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features="", opt=2)

@@ -6,7 +6,7 @@ import pytest
 
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.expr import I, J, P, node, variable
-from farsum_kernels.formula.lower import lower
+from farsum_kernels.formula.lower import Want, lower
 from farsum_kernels.scalar.check import check
 from farsum_kernels.scalar.ir import MAX_INSTRUCTIONS, Affine, Block, Fold, Instr, Loop, Prim
 
@@ -14,33 +14,33 @@ x, y, p = variable(0, 3, I), variable(1, 3, J), variable(2, 1, P)
 
 
 def test_short_sums_are_written_out_and_long_ones_are_loops() -> None:
-    short = lower(node("SqDist", x, y), None, unroll=6)
+    short = lower([Want(node("SqDist", x, y))], unroll=6)
     assert all(i.prim is not Prim.FOLD for i in short.code)
-    long = lower(node("SqDist", variable(0, 1000, I), variable(1, 1000, J)), None, unroll=6)
+    long = lower([Want(node("SqDist", variable(0, 1000, I), variable(1, 1000, J)))], unroll=6)
     assert [i.imm for i in long.code if i.prim is Prim.FOLD] == [Fold(Loop(1000))]
     assert len(long.code) < 10  # no text that grows with D
 
 
 def test_values_are_placed_where_their_inputs_live() -> None:
     f = node("Mult", node("Exp", node("SqNorm2", y)), node("Add", node("Log", p), node("Scalprod", x, y)))
-    program = lower(f, None, unroll=6)
+    program = lower([Want(f)], unroll=6)
     scope = {i.prim: s for i, s in zip(program.code, program.scopes, strict=True)}
     assert scope[Prim.EXP] == {"j"}
     assert scope[Prim.LOG] == frozenset()
-    assert program.scopes[program.value[0]] == {"i", "j"}
+    assert program.scopes[program.terms[0].value[0]] == {"i", "j"}
 
 
 def test_common_subexpressions_are_computed_once() -> None:
     d = node("SqDist", x, y)
-    once = lower(node("Exp", d), None, unroll=6)
-    twice = lower(node("Add", node("Exp", d), node("Exp", node("SqDist", x, y))), None, unroll=6)
+    once = lower([Want(node("Exp", d))], unroll=6)
+    twice = lower([Want(node("Add", node("Exp", d), node("Exp", node("SqDist", x, y))))], unroll=6)
     assert len(twice.code) == len(once.code) + 1
 
 
 def test_code_does_not_depend_on_history() -> None:
-    first = lower(node("SqDist", x, y), None, unroll=6).code
-    lower(node("Exp", node("Add", x, y)), None, unroll=6)
-    assert lower(node("SqDist", x, y), None, unroll=6).code == first
+    first = lower([Want(node("SqDist", x, y))], unroll=6).code
+    lower([Want(node("Exp", node("Add", x, y)))], unroll=6)
+    assert lower([Want(node("SqDist", x, y))], unroll=6).code == first
 
 
 def test_code_size_is_limited() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum_kernels.formula.lower import Program, lower
+from farsum_kernels.formula.lower import Program, Want, lower
 from farsum_kernels.formula.reductions import Kind, Reduction
-from farsum_kernels.job import RANGES, Extent, Spec, extent_of, output_shapes
+from farsum_kernels.job import RANGES, Extent, Part, Spec, extent_of, output_shapes
 from farsum_kernels.scalar.ir import LEAVES, Affine, Block, I, Instr, Loop, Prim, Val, fold, number
 
 Array = NDArray[Any]
@@ -114,43 +114,51 @@ def merge_lists(rule: Reduction, values: Array, places: Array, k: int) -> tuple[
 def run(spec: Spec, arrays: Mapping[int, Array]) -> tuple[Array, ...]:
     """Evaluate a job on dense arrays in float64. Memory grows with M × N; for tests and definitions."""
     extent = extent_of(spec, {n: a.shape for n, a in arrays.items() if n not in RANGES})
-    own = spec.over_j()
+    parts = spec.over_j()
     m, n = (extent.m, extent.n) if spec.axis == 1 else (extent.n, extent.m)
-    program = lower(own.formula, own.weight, unroll=0, spoken=list(NUMPY), additive=spec.rule.additive)
+    wants = [Want(part.formula, part.weight, part.rule.additive) for part in parts]
+    program = lower(wants, unroll=0, spoken=list(NUMPY))
     inputs = [
         _batched(np.asarray(arrays[v.params[0]], np.float64), v.params[2] == 2, extent) for v in program.slots
     ]
-    outputs = [np.empty(s, np.int64 if k is Kind.INDEX else np.float64)
-               for s, k in zip(output_shapes(spec, extent), spec.rule.outputs, strict=True)]  # fmt: skip
+    kinds = [kind for part in parts for kind in part.rule.outputs]
+    outputs = [
+        np.empty(s, np.int64 if k is Kind.INDEX else np.float64)
+        for s, k in zip(output_shapes(spec, extent), kinds, strict=True)
+    ]
     for batch in np.ndindex(*extent.batch):
-        terms, weights = _terms(program, [a[batch] for a in inputs], m, n)
-        if RANGES[0] in arrays:
-            blocks = [np.asarray(arrays[place]) for place in (RANGES[:3] if spec.axis == 1 else RANGES[3:])]
-            values = _reduce_blocks(own, terms, weights, *blocks)
-        else:
-            values = _reduce(own, terms, weights)
+        pairs = _pairs(program, [a[batch] for a in inputs], m, n)
+        values: list[Array] = []
+        for part, (terms, weights) in zip(parts, pairs, strict=True):
+            if RANGES[0] in arrays:
+                blocks = [
+                    np.asarray(arrays[place]) for place in (RANGES[:3] if spec.axis == 1 else RANGES[3:])
+                ]
+                values += _reduce_blocks(part, terms, weights, *blocks)
+            else:
+                values += _reduce(part, terms, weights)
         for out, value in zip(outputs, values, strict=True):
             out[batch] = value.reshape(out[batch].shape)
     return tuple(outputs)
 
 
 def _reduce_blocks(
-    spec: Spec, terms: Array, weights: Array, blocks: Array, slices: Array, intervals: Array
+    part: Part, terms: Array, weights: Array, blocks: Array, slices: Array, intervals: Array
 ) -> list[Array]:
     """Each block of rows over its own columns; rows of no block have the identity, a later block replaces."""
-    results = _reduce(spec, terms[:, :0], weights[:, :0])
+    results = _reduce(part, terms[:, :0], weights[:, :0])
     begin = 0
     for (start, end), stop in zip(blocks.tolist(), slices.tolist(), strict=True):
         columns = np.concatenate(
             [np.arange(0), *(np.arange(a, b) for a, b in intervals[begin:stop].tolist())]
         )
         columns, begin = columns.astype(int), stop
-        if Kind.INDEX in spec.rule.outputs:
+        if Kind.INDEX in part.rule.outputs:
             # Indices count in the whole array; what is skipped like a NaN is not there.
             outside = ~np.isin(np.arange(terms.shape[1]), columns)
-            values = _reduce(spec, np.where(outside[:, None], np.nan, terms[start:end]), weights[start:end])
+            values = _reduce(part, np.where(outside[:, None], np.nan, terms[start:end]), weights[start:end])
         else:
-            values = _reduce(spec, terms[start:end, columns], weights[start:end, columns])
+            values = _reduce(part, terms[start:end, columns], weights[start:end, columns])
         for result, value in zip(results, values, strict=True):
             result[start:end] = value
     return results
@@ -160,11 +168,11 @@ def _batched(array: Array, parameter: bool, extent: Extent) -> Array:
     return np.broadcast_to(array, extent.batch + array.shape[-1 if parameter else -2 :])
 
 
-def _terms(program: Program, inputs: Sequence[Array], m: int, n: int) -> tuple[Array, Array]:
-    """F and the weight on all pairs, of shape (m, n, dim)."""
+def _pairs(program: Program, inputs: Sequence[Array], m: int, n: int) -> list[tuple[Array, Array]]:
+    """F and the weight of each reduction on all pairs, of shape (m, n, dim)."""
     used = {s for scope in program.scopes for s in scope if isinstance(s, Loop)}
     loops = sorted(
-        used | ({program.loop} if program.loop else set()),
+        used | {terms.loop for terms in program.terms if terms.loop},
         key=lambda s: (s.depth, s.extent),
     )
     axes = {loop: 2 + place for place, loop in enumerate(loops)}
@@ -219,12 +227,12 @@ def _terms(program: Program, inputs: Sequence[Array], m: int, n: int) -> tuple[A
         parts = [np.broadcast_to(values[p], shape).reshape(m, n, loop.extent if loop else 1) for p in places]
         return np.concatenate(parts, axis=-1) if parts else np.empty((m, n, 0))
 
-    terms = gathered(program.value, program.loop)
-    if any(f is not None for f in program.factor):
-        one = np.ones([1] * rank)
-        values.append(one)
-        terms = terms * gathered([len(values) - 1 if f is None else f for f in program.factor], None)
-    return terms, gathered(program.weight, None)
+    values.append(np.ones([1] * rank))
+    one, found = len(values) - 1, []
+    for terms in program.terms:
+        factors = gathered([one if f is None else f for f in terms.factor], None)
+        found.append((gathered(terms.value, terms.loop) * factors, gathered(terms.weight, None)))
+    return found
 
 
 def _folded(term: Array, axis: int, how: str) -> Array:
@@ -239,11 +247,11 @@ def _folded(term: Array, axis: int, how: str) -> Array:
     return np.expand_dims(where if how.startswith("arg") else best, axis)
 
 
-def _reduce(spec: Spec, terms: Array, weights: Array) -> list[Array]:
-    rule, (m, n, dim) = spec.rule, terms.shape
+def _reduce(part: Part, terms: Array, weights: Array) -> list[Array]:
+    rule, (m, n, dim) = part.rule, terms.shape
     dtype = np.dtype(np.float64)
     if rule.listed:
-        return [_list_output(spec, terms, kind) for kind in rule.outputs]
+        return [_list_output(part, terms, kind) for kind in rule.outputs]
     width = weights.shape[-1]
     block = Block(spoken=NUMPY)
     args = [block.arg(c) for c in range(dim + width + 1)]
@@ -269,15 +277,15 @@ def _fold_columns(
     return merge_states(rule, start, [s[:, 0] for s in state], dtype) if state[0].shape[1] else start
 
 
-def _list_output(spec: Spec, terms: Array, kind: Kind) -> Array:
-    worst = float(spec.rule.identity(1, 0)[0])
-    m, n, dim = terms.shape
+def _list_output(part: Part, terms: Array, kind: Kind) -> Array:
+    worst = float(part.rule.identity(1, 0)[0])
+    n = terms.shape[1]
     values = np.moveaxis(np.where(np.isnan(terms), worst, terms), 1, 0)
     places = np.broadcast_to(np.arange(n)[:, None, None], values.shape)
     # A term as bad as the identity does not enter: its place is 0, as for a list that is not full.
     places = np.where(values == worst, 0, places)
-    pad = [(0, max(0, spec.k - n)), (0, 0), (0, 0)]
+    pad = [(0, max(0, part.k - n)), (0, 0), (0, 0)]
     values, places = np.pad(values, pad, constant_values=worst), np.pad(places, pad)
-    values, places = merge_lists(spec.rule, values, places, spec.k)
+    values, places = merge_lists(part.rule, values, places, part.k)
     chosen = values if kind is Kind.VALUE else places
     return np.moveaxis(chosen, 0, 1)  # (m, k, dim)

@@ -202,8 +202,11 @@ def constant(value: float) -> Expr:
     return _intern(CONST, (), (value,), lambda: (1, 0))
 
 
-def walk(*roots: Expr) -> Iterator[Expr]:
-    """Every distinct node below the roots, operands before the nodes that use them."""
+def walk(*roots: Expr, closed: frozenset[str] = frozenset()) -> Iterator[Expr]:
+    """Every distinct node below the roots, operands before the nodes that use them.
+
+    The operands of operations named in `closed` are not visited.
+    """
     seen: set[Expr] = set()
     stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
     while stack:
@@ -215,7 +218,8 @@ def walk(*roots: Expr) -> Iterator[Expr]:
             yield expr
         else:
             stack.append((expr, True))
-            stack.extend((a, False) for a in reversed(expr.args) if a not in seen)
+            if expr.op.name not in closed:
+                stack.extend((a, False) for a in reversed(expr.args) if a not in seen)
 
 
 def variables(*roots: Expr) -> dict[int, Expr]:
@@ -261,8 +265,9 @@ def render(root: Expr) -> str:
     for expr in walk(root):
         args = [text[a] for a in expr.args]
         if expr.op is CONST:
+            # IntCst(0) reads as the structural zero, which a computed 0 is not.
             value = expr.params[0]
-            text[expr] = f"IntCst({value})" if isinstance(value, int) else repr(value)
+            text[expr] = f"IntCst({value})" if isinstance(value, int) and value else f"Const({value!r})"
         elif expr.op.infix and len(args) == 2:
             text[expr] = f"({args[0]} {expr.op.infix} {args[1]})"
         elif expr.params:

@@ -19,6 +19,9 @@ from farsum_kernels.scalar.ir import Affine, Block, Instr, Loop, Prim, Scope, Va
 
 Index = int | Loop | Affine
 
+# Operations whose operands mean something only inside them: they are lowered by the rule of the operation.
+_CLOSED = frozenset({"BasisSum"})
+
 
 class Vector:
     """The value of a formula: `dim` components, each computed when it is asked for."""
@@ -51,7 +54,7 @@ class Lowering:
 
     def vector(self, root: Expr) -> Vector:
         """The value of a formula. Operands are made first, so rules that come back here do not nest deeply."""
-        for expr in walk(root):
+        for expr in walk(root, closed=_CLOSED):
             if expr not in self._vectors:
                 self._vectors[expr] = made = self._made(expr)
                 if expr.dim == 1:
@@ -76,9 +79,10 @@ class Lowering:
         if (index, place) not in self._inner:
             inner = Lowering(self.block, self._slots, self._unroll)
             inner._outer = self
-            inner._own = set(depending)
             inner._bound = self._bound | {index: Vector(dim, lambda k: self._delta(k, place))}
             self._inner[index, place] = inner
+        # Two sums may use one fictitious variable: what depends on it is then asked for twice.
+        self._inner[index, place]._own |= depending
         return self._inner[index, place]
 
     def _delta(self, k: Affine, place: Affine) -> Val:
@@ -140,24 +144,43 @@ def _depending(root: Expr, known: set[Expr]) -> set[Expr]:
 
 
 @dataclass(frozen=True)
-class Program:
-    """A lowered formula: scalar code and where its results are.
+class Want:
+    """What a reduction wants of each pair: F, its weight, and whether it adds the terms up."""
 
-    slots    the input variables in slot order
-    value    the components of F, as indices into the code
-    factor   for each component, what was taken out of the sum because it does not depend on the column
+    formula: Expr
+    weight: Expr | None = None
+    additive: bool = False
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Where the terms of one reduction are in the code.
+
+    value    the components of F
+    factor   for each, what was taken out of the sum because it does not depend on the column
     weight   the components of the weight, if the reduction has one
     loop     set when F is too long to write out: `value` then has one entry that depends on it
     """
 
-    slots: tuple[Expr, ...]
-    code: tuple[Instr, ...]
-    scopes: tuple[Scope, ...]
     value: tuple[int, ...]
     factor: tuple[int | None, ...]
     weight: tuple[int, ...]
     loop: Loop | None
     dim: int
+
+    @property
+    def places(self) -> list[int]:
+        return [*self.value, *(f for f in self.factor if f is not None), *self.weight]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Lowered formulas: the input variables in slot order, one scalar code, the terms of each reduction."""
+
+    slots: tuple[Expr, ...]
+    code: tuple[Instr, ...]
+    scopes: tuple[Scope, ...]
+    terms: tuple[Terms, ...]
 
     def flops_per_pair(self) -> float:
         """Arithmetic that is done for each pair, loops counted by their extent."""
@@ -168,7 +191,7 @@ class Program:
                 for symbol in scope | ({instr.imm.loop} if instr.prim is Prim.FOLD else set()):
                     cost *= symbol.extent if isinstance(symbol, Loop) else 1
                 total += cost
-        return max(total, 1.0) + self.dim
+        return max(total, 1.0) + sum(t.dim for t in self.terms)
 
 
 # In units of one fused multiply-add.
@@ -184,49 +207,53 @@ _COST = {
 _SYMBOL = {I: ir.I, J: ir.J}
 
 
-def lower(
-    formula: Expr,
-    weight: Expr | None,
-    unroll: int,
-    spoken: Sequence[Prim] | None = None,
-    additive: bool = False,
-) -> Program:
-    """Lower a formula, and the weight of its reduction, into one program.
+def lower(wants: Sequence[Want], unroll: int, spoken: Sequence[Prim] | None = None) -> Program:
+    """Lower the formulas of a job into one program; what they share is computed once.
 
-    additive   the reduction is a sum: factors that do not depend on the column come out of it
+    Raises FormulaTooLarge when that takes too many instructions.
     """
-    roots = (formula,) if weight is None else (formula, weight)
-    slots = variables(*roots)
-    categories = [_SYMBOL.get(v.params[2]) for v in slots.values()]
-    block = Block(categories, spoken)
+    slots = variables(*(root for w in wants for root in (w.formula, w.weight) if root))
+    block = Block([_SYMBOL.get(v.params[2]) for v in slots.values()], spoken)
     lowering = Lowering(block, {index: slot for slot, index in enumerate(slots)}, unroll)
     try:
-        value = lowering.components(formula)
-        loop = value if isinstance(value, Loop) else None
-        if isinstance(value, Loop):
-            value = (lowering.vector(formula).at(value),)
-        weights: tuple[Val, ...] = ()
-        if weight is not None:
-            vector = lowering.vector(weight)
-            weights = tuple(vector.at(k) for k in range(weight.dim))
+        found = [_terms_of(lowering, want) for want in wants]
     except RecursionError:
         raise FormulaTooLarge("the formula is nested too deeply") from None
-    factors: list[Val | None] = [None] * len(value)
-    if additive:
-        split = [_split(v) for v in value]
-        factors, value = [f for f, _ in split], tuple(rest or block.constant(1.0) for _, rest in split)
-    used = (*value, *(f for f in factors if f), *weights)
-    code, scopes, place = _live(block, [v.index for v in used])
+    code, scopes, place = _live(block, [n for t in found for n in t.places])
     check(code, len(slots))
-    return Program(
-        tuple(slots.values()),
-        code,
-        scopes,
-        tuple(place[v.index] for v in value),
-        tuple(place[f.index] if f else None for f in factors),
-        tuple(place[v.index] for v in weights),
+    terms = tuple(
+        Terms(
+            tuple(place[n] for n in t.value),
+            tuple(None if n is None else place[n] for n in t.factor),
+            tuple(place[n] for n in t.weight),
+            t.loop,
+            t.dim,
+        )
+        for t in found
+    )
+    return Program(tuple(slots.values()), code, scopes, terms)
+
+
+def _terms_of(lowering: Lowering, want: Want) -> Terms:
+    value = lowering.components(want.formula)
+    loop = value if isinstance(value, Loop) else None
+    if isinstance(value, Loop):
+        value = (lowering.vector(want.formula).at(value),)
+    weights: list[Val] = []
+    if want.weight is not None:
+        vector = lowering.vector(want.weight)
+        weights = [vector.at(k) for k in range(want.weight.dim)]
+    factors: list[Val | None] = [None] * len(value)
+    if want.additive:
+        split = [_split(v) for v in value]
+        one = lowering.block.constant(1.0)
+        factors, value = [f for f, _ in split], tuple(rest or one for _, rest in split)
+    return Terms(
+        tuple(v.index for v in value),
+        tuple(f.index if f else None for f in factors),
+        tuple(w.index for w in weights),
         loop,
-        formula.dim,
+        want.formula.dim,
     )
 
 

@@ -57,7 +57,7 @@ def pointwise(
         operands = [lowering.vector(a) for a in node.args]
         return Vector(node.dim, lambda k: rule(*(v.at(k) for v in operands), *node.params))
 
-    flat: Grad = lambda *_: (None,) * arity  # noqa: E731
+    flat: Grad = lambda *_: (None,) * arity
     return register(Op(name, arity, dims, lower=lower, grad=grad or flat, params=params, infix=infix))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -170,7 +171,7 @@ def _bspline(knots: Expr, x: Expr, k: int) -> Expr:
     """The Cox-de Boor recursion on half-open cells, 0/0 counted as 0."""
     t = [_elem(knots, m) for m in range(knots.dim)]
     nothing = zero(1)
-    basis = [mul(make("LessOrEqual", a, x), make("LessThan", x, b)) for a, b in zip(t, t[1:], strict=False)]
+    basis = [mul(make("LessOrEqual", a, x), make("LessThan", x, b)) for a, b in pairwise(t)]
 
     def ramp(up: Expr, width: Expr, value: Expr) -> Expr:
         empty = make("LessOrEqual", width, constant(0))

@@ -188,7 +188,7 @@ class Affine:
     def clip(self, top: int) -> Affine:
         """The nearest index from 0 to top."""
         low, high = self.bounds
-        if 0 <= low and high <= top:
+        if low >= 0 and high <= top:
             return self
         if high <= 0 or low >= top:
             return Affine(0 if high <= 0 else top)

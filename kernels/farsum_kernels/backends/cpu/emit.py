@@ -331,5 +331,5 @@ def column_values(program: Program, symbol: str) -> list[int]:
         if program.scopes[n] == {symbol} and instr.prim not in LEAVES | MASKS
     }
     used = {a for n, instr in enumerate(program.code) if n not in own for a in instr.args}
-    used |= set(program.value) | set(program.weight)
+    used |= {n for terms in program.terms for n in terms.places}
     return sorted(own & used)

@@ -19,8 +19,8 @@ from farsum_kernels.backends.cpu.skeleton import Text, kernel_text
 from farsum_kernels.backends.cpu.vector import LLVM
 from farsum_kernels.backends.reference import finish_state, merge_lists, merge_states
 from farsum_kernels.errors import FormulaTooLarge
-from farsum_kernels.formula.lower import Program, lower
-from farsum_kernels.job import COMPUTED_IN, RANGES, Extent, Spec, output_dtypes
+from farsum_kernels.formula.lower import Program, Want, lower
+from farsum_kernels.job import COMPUTED_IN, RANGES, Extent, Part, Spec, output_dtypes
 from farsum_kernels.plan import UNROLL, Layout, Machine, Plan, layout_for, plan_for, plan_for_ranges
 
 Array = NDArray[Any]
@@ -34,16 +34,15 @@ class Kernel:
     """A compiled reduction. Holds no data; any number of launches may use it at once."""
 
     def __init__(self, spec: Spec, machine: Machine) -> None:
-        own = spec.over_j()
+        parts = spec.over_j()
         self.spec = spec
         self.machine = machine
         self.dtype = np.dtype(COMPUTED_IN[spec.dtype])
-        self.program: Program = lower(own.formula, own.weight, UNROLL, list(LLVM), spec.rule.additive)
+        wants = [Want(part.formula, part.weight, part.rule.additive) for part in parts]
+        self.program: Program = lower(wants, UNROLL, list(LLVM))
         itemsize = self.dtype.itemsize
-        self.layout: Layout = layout_for(self.program, spec.rule, itemsize, machine)
-        self.text: Text = kernel_text(
-            self.program, spec.rule, spec.k, self.dtype.name, self.layout, native.has_scalef()
-        )
+        self.layout: Layout = layout_for(self.program, [part.rule for part in parts], itemsize, machine)
+        self.text: Text = kernel_text(self.program, parts, self.dtype.name, self.layout, native.has_scalef())
         if len(self.text.ir) > MAX_TEXT_BYTES:
             raise FormulaTooLarge(
                 f"the formula compiles to {len(self.text.ir)} bytes of code; at most {MAX_TEXT_BYTES} are allowed"
@@ -97,7 +96,7 @@ class Launch:
             self._tasks, self._spans = _dense_tables(plan.layout, self._extent, plan.splits)
         self.plan = plan
         rows = plan.tasks * plan.layout.task_rows
-        self._out = [np.empty((repeat, rows), dtype) for dtype, repeat in kernel.text.state]
+        self._out = [np.empty((state.repeat, rows), state.dtype) for state in kernel.text.states]
         self._counter = np.zeros(1, np.int64)
         self._done = 0
         if kernel.pack:
@@ -171,22 +170,23 @@ class Launch:
         return self.share
 
     def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
-        """Merge the splits and finish the states of a job that is done."""
-        spec, plan, extent = self._kernel.spec, self.plan, self._extent
-        rule, batches = spec.rule, prod(extent.batch)
+        """Merge the splits and finish the states of a job that is done, reduction by reduction."""
+        spec, extent, batches = self._kernel.spec, self._extent, prod(self._extent.batch)
         states = self._by_row(batches)
-        merged = self._merged_lists(states) if rule.listed else self._merged(states)
-        groups = finish_state(rule, merged, self._kernel.dtype)
-        dtypes = output_dtypes(spec)
-        shape = (*extent.batch, extent.m, *spec.output_tail())
+        groups: list[tuple[Part, list[Array]]] = []
+        for part, terms in zip(spec.parts, self._kernel.program.terms, strict=True):
+            count = len(part.rule.state(1 if terms.loop else terms.dim, len(terms.weight)))
+            own, states = states[:count], states[count:]
+            merged = self._merged_lists(part, own) if part.rule.listed else self._merged(part, own)
+            groups += [(part, group) for group in finish_state(part.rule, merged, self._kernel.dtype)]
         results = []
-        for n, (group, dtype) in enumerate(zip(groups, dtypes, strict=True)):
-            out = into[n] if into is not None else np.empty(shape, "uint16" if dtype == "bfloat16" else dtype)
+        for n, ((part, group), dtype) in enumerate(zip(groups, output_dtypes(spec), strict=True)):
+            tail = part.output_tail()
+            held = "uint16" if dtype == "bfloat16" else dtype
+            out = into[n] if into is not None else np.empty((*extent.batch, extent.m, *tail), held)
             if dtype == "bfloat16":
                 group = [_rounded_to_bfloat16(g) for g in group]
-            _assemble(
-                out.reshape(batches, extent.m, *spec.output_tail()), group, spec.k if rule.listed else 0
-            )
+            _assemble(out.reshape(batches, extent.m, *tail), group, part.k)
             results.append(out)
         return tuple(results)
 
@@ -198,31 +198,29 @@ class Launch:
             return [a.reshape(len(a), plan.splits, batches, per_batch)[..., :m] for a in self._out]
         # Rows that no block covers keep the identity.
         covered = self._places >= 0
-        repeats = self._kernel.text.identity
         states = []
-        for a, identity in zip(self._out, repeats, strict=True):
-            row = np.full((len(a), m), identity, a.dtype)
+        for a, stored in zip(self._out, self._kernel.text.states, strict=True):
+            row = np.full((len(a), m), stored.identity, a.dtype)
             row[:, covered] = a[:, self._places[covered]]
             states.append(row[:, None, None, :])
         return states
 
-    def _merged(self, states: list[Array]) -> list[Array]:
-        """(repeat, splits, batch, rows) -> (repeat, batch, rows), parts merged in order."""
-        spec, splits = self._kernel.spec, self.plan.splits
+    def _merged(self, part: Part, states: list[Array]) -> list[Array]:
+        """(repeat, splits, batch, rows) -> (repeat, batch, rows), splits merged in order."""
         total = [s[:, 0] for s in states]
-        for part in range(1, splits):
+        for split in range(1, self.plan.splits):
             wide = [np.asarray(s, np.float64) if s.dtype == np.float32 else s for s in total]
-            total = merge_states(spec.rule, wide, [s[:, part] for s in states], self._kernel.dtype)
+            total = merge_states(part.rule, wide, [s[:, split] for s in states], self._kernel.dtype)
         return total
 
-    def _merged_lists(self, states: list[Array]) -> list[Array]:
-        rule, k = self._kernel.spec.rule, self._kernel.spec.k
+    def _merged_lists(self, part: Part, states: list[Array]) -> list[Array]:
+        rule, k = part.rule, part.k
         half = len(states) // 2
         values, places = [], []
         for v, p in zip(states[:half], states[half:], strict=True):
-            parts, splits = v.shape[0] // k, v.shape[1]
+            lists, splits = v.shape[0] // k, v.shape[1]
             # All candidates of a list along one axis, in rising order of column, so that ties stay in order.
-            v, p = (np.moveaxis(a.reshape(parts, k, *a.shape[1:]), 2, 0).swapaxes(1, 2) for a in (v, p))
+            v, p = (np.moveaxis(a.reshape(lists, k, *a.shape[1:]), 2, 0).swapaxes(1, 2) for a in (v, p))
             v, p = (a.reshape(splits * k, *a.shape[2:]) for a in (v, p))
             best, where = merge_lists(rule, v, p, k) if splits > 1 else (v, p)
             values.append(best)
@@ -233,11 +231,11 @@ class Launch:
 def _assemble(out: Array, group: Sequence[Array], k: int) -> None:
     """Components (repeat, batch, rows) into an output (batch, rows, dim) or (batch, rows, k[, dim])."""
     if not k:
-        if len(group) == 1:
-            out[...] = np.moveaxis(np.broadcast_to(group[0], (group[0].shape[0], *out.shape[:2])), 0, -1)
-        else:
-            for d, component in enumerate(group):
-                out[..., d] = component[0]
+        if len(group) == 1 and len(group[0]) > 1:
+            out[...] = np.moveaxis(group[0], 0, -1)
+            return
+        for d, component in enumerate(group):
+            out[..., d] = component[0]
         return
     out = out.reshape(*out.shape[:2], k, out.shape[3] if out.ndim == 4 else 1)
     for d, lists in enumerate(group):  # (k, dims, batch, rows)

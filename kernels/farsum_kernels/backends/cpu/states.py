@@ -1,0 +1,340 @@
+"""The state of one reduction inside the kernel: where it lives, how terms enter it, how it is left behind.
+
+States are in registers, carried by the loops; in scratch memory when they are long: ordered lists of K,
+or one state per component of a long F. Sums are kept twice: partial sums of a tile in the data dtype,
+totals in float64, in scratch memory. `first` is the place of this state's components among all outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from farsum_kernels.backends.cpu.emit import run_rule
+from farsum_kernels.backends.cpu.vector import LARGEST, Shape, Value, Vec
+from farsum_kernels.formula.lower import Terms
+from farsum_kernels.formula.reductions import Kind, Reduction
+from farsum_kernels.scalar.ir import Loop, Val, number
+
+if TYPE_CHECKING:
+    from farsum_kernels.backends.cpu.skeleton import _Main
+
+
+class State:
+    """One reduction in the pair loop of a kernel."""
+
+    def __init__(self, kernel: _Main, rule: Reduction, k: int, terms: Terms, first: int) -> None:
+        self.kernel, self.fn, self.vec, self.shape = kernel, kernel.fn, kernel.vec, kernel.shape
+        self.rows = kernel.rows
+        self.rule = rule
+        self.terms = terms
+        self.first = first
+        self.listed = k if rule.listed else 0
+        # With a loop over the components of F, the rules see one component at a time.
+        self.dim = 1 if terms.loop else terms.dim
+        self.kinds = rule.state(self.dim, len(terms.weight))
+        self.repeat = (terms.dim if terms.loop else 1) * (self.listed or 1)
+        self.in_memory = bool(terms.loop) or rule.listed
+        self.compensated = Kind.WIDE in self.kinds
+        double = self.shape.scalar == "double"
+        self.wide = Vec(self.fn, Shape(self.shape.lanes, "double", self.shape.scalef and double))
+        # A float64 total of float64 sums is no wider than they are: a second word carries its error.
+        self.carried = self.compensated and rule.additive and double
+        integer = "int64" if double else "int32"
+        stored = {Kind.VALUE: "float64" if double else "float32", Kind.WIDE: "float64", Kind.INDEX: integer}
+        self.dtypes = tuple(stored[kind] for kind in self.kinds)
+        imms = rule.identity(self.dim, len(terms.weight))
+        self.identity = tuple(
+            number(x if isinstance(x, str) else repr(x), LARGEST[self.shape.scalar]) for x in imms
+        )
+        self._memory: list[str] = []  # states in scratch memory
+        self._totals: list[str] = []  # compensated totals: one region per component, two if carried
+        self._ready: list[
+            list[list[Value]]
+        ] = []  # terms of the block at hand: [row vector][column][component]
+
+    # ── the shape of a state ──────────────────────────────────────────────────────────────────────
+
+    def _type(self, kind: Kind, vec: Vec | None = None) -> str:
+        shape = (vec or self.vec).shape
+        return shape.i if kind is Kind.INDEX else shape.f
+
+    def _value(self, name: str, kind: Kind) -> Value:
+        return Value(name, "i" if kind is Kind.INDEX else "f")
+
+    def _identity(self, vec: Vec) -> list[Value]:
+        return [
+            Value("zeroinitializer", "i") if kind is Kind.INDEX else Value(vec.shape.number(x), "f")
+            for x, kind in zip(self.identity, self.kinds, strict=True)
+        ]
+
+    def fresh(self) -> list[tuple[str, str]]:
+        """The identity for each row vector, as carried (type, value) pairs; none if states are in memory."""
+        if self.in_memory:
+            return []
+        one = [(self._type(k), v.name) for k, v in zip(self.kinds, self._identity(self.vec), strict=True)]
+        return one * self.rows
+
+    def _slot(self, region: str, place: str, u: int, kind: str) -> str:
+        """The address of vector `place` of row vector u in a region."""
+        at = self.fn.let(f"mul i64 {place}, {self.rows}")
+        at = self.fn.let(f"add i64 {at}, {u}")
+        return self.fn.let(f"getelementptr {kind}, ptr {region}, i64 {at}")
+
+    def _read(self, region: str, place: str, u: int, kind: str) -> str:
+        return self.fn.let(f"load {kind}, ptr {self._slot(region, place, u, kind)}, align 64")
+
+    def _write(self, region: str, place: str, u: int, kind: str, value: str) -> None:
+        self.fn.do(f"store {kind} {value}, ptr {self._slot(region, place, u, kind)}, align 64")
+
+    def _fill(self, regions: Sequence[str], vec: Vec, values: Sequence[Value]) -> None:
+        """Set every vector of the regions to the identity."""
+
+        def each(place: str, _: list[str]) -> list[str]:
+            for region, kind, value in zip(regions, self.kinds, values, strict=False):
+                for u in range(self.rows):
+                    self._write(region, place, u, self._type(kind, vec), value.name)
+            return []
+
+        self.fn.loop("0", str(self.repeat), 1, [], each)
+
+    # ── the life of a state ───────────────────────────────────────────────────────────────────────
+
+    def reserve(self) -> None:
+        """Take scratch memory, once per kernel."""
+        if self.in_memory:
+            self._memory = [
+                self.kernel.region(self.repeat * self.rows, self.kernel.vector_bytes) for _ in self.kinds
+            ]
+        if self.compensated:
+            words = len(self.kinds) * (2 if self.carried else 1)
+            self._totals = [
+                self.kernel.region(self.repeat * self.rows, self.shape.lanes * 8) for _ in range(words)
+            ]
+
+    def begin_task(self) -> None:
+        if self.compensated:
+            self._fill(self._totals, self.wide, self._identity(self.wide))
+            if self.carried:
+                zeros = [Value("zeroinitializer", "f")] * len(self.kinds)
+                self._fill(self._totals[len(self.kinds) :], self.wide, zeros)
+        elif self.in_memory:
+            self._fill(self._memory, self.vec, self._identity(self.vec))
+
+    def begin_tile(self) -> None:
+        if self.in_memory:
+            self._fill(self._memory, self.vec, self._identity(self.vec))
+
+    def prepare(self, width: int) -> None:
+        """Compute the terms of the block of columns at hand."""
+        if self.terms.loop:
+            for n in (*self.terms.value, *self.terms.weight):
+                self.kernel.hoist(n)
+        else:
+            self._ready = [[self._term(u, q) for q in range(width)] for u in range(self.rows)]
+
+    def accumulate(self, state: Sequence[str], width: int) -> list[str]:
+        """The carried values after the block of columns at hand."""
+        if self.terms.loop:
+            self._each_component(self.terms.loop, width)
+            return []
+        if self.listed:
+            for u in range(self.rows):
+                for c in range(self.dim):
+                    self._push(u, "0", c, [[t[c]] for t in self._ready[u]])
+            return []
+        count = len(self.kinds)
+        new: list[str] = []
+        for u in range(self.rows):
+            new += self._updated(state[u * count : (u + 1) * count], self._ready[u])
+        return new
+
+    def _term(self, u: int, q: int) -> list[Value]:
+        return [self.kernel.get(n, u, q) for n in (*self.terms.value, *self.terms.weight)]
+
+    def _each_component(self, loop: Loop, width: int) -> None:
+        """The components of F one after the other, their states in memory."""
+
+        def step(k: str, _: list[str]) -> list[str]:
+            with self.kernel.frame(loop, k):
+                terms = [[self._term(u, q) for q in range(width)] for u in range(self.rows)]
+                for u in range(self.rows):
+                    if self.rule.listed:
+                        self._push(u, self.fn.let(f"mul i64 {k}, {self.listed}"), 0, terms[u])
+                        continue
+                    types = [self._type(kind) for kind in self.kinds]
+                    pairs = list(zip(self._memory, types, strict=True))
+                    old = [self._read(region, k, u, t) for region, t in pairs]
+                    for (region, t), value in zip(pairs, self._updated(old, terms[u]), strict=True):
+                        self._write(region, k, u, t, value)
+            return []
+
+        self.fn.loop("0", str(loop.extent), 1, [], step)
+
+    # ── the rules ─────────────────────────────────────────────────────────────────────────────────
+
+    def _places(self, count: int) -> list[Value]:
+        """The columns at hand as index vectors."""
+        made = []
+        for q in range(count):
+            at = self.kernel.column if q == 0 else self.fn.let(f"add i64 {self.kernel.column}, {q}")
+            if self.shape.integer != "i64":
+                at = self.fn.let(f"trunc i64 {at} to {self.shape.integer}")
+            made.append(Value(self.vec.splat(at, self.shape.integer), "i"))
+        return made
+
+    def _updated(self, state: Sequence[str], terms: list[list[Value]]) -> list[str]:
+        """The state after a block of terms; skipped where the rule's gate says that nothing can change."""
+        values = [self._value(s, kind) for s, kind in zip(state, self.kinds, strict=True)]
+
+        def update() -> list[str]:
+            places = self._places(len(terms)) if Kind.INDEX in self.kinds else []
+            args = values + [v for t in terms for v in t] + places
+            return [v.name for v in run_rule(self.vec, args, self._accumulation(len(terms), len(terms[0])))]
+
+        if not self.rule.gate:
+            return update()
+        typed = [(self._type(kind), s) for kind, s in zip(self.kinds, state, strict=True)]
+        return self.fn.when(self._passes(values, terms), typed, update)
+
+    def _accumulation(self, count: int, width: int) -> Callable[[list[Val]], Sequence[Val]]:
+        """`accumulate` on one flat list: the state, the terms, the places."""
+        states = len(self.kinds)
+
+        def rule(args: list[Val]) -> Sequence[Val]:
+            state, rest = tuple(args[:states]), args[states:]
+            terms = [tuple(rest[q * width : (q + 1) * width]) for q in range(count)]
+            places = rest[count * width :] or [rest[0]] * count  # unread by rules without an index
+            return self.rule.accumulate(state, terms, places)
+
+        return rule
+
+    def _passes(self, state: Sequence[Value], terms: list[list[Value]]) -> str:
+        """Can any lane of the state change by any of the terms?"""
+        gate, states, width = self.rule.gate, len(state), len(terms[0])
+        assert gate
+
+        def rule(args: list[Val]) -> Sequence[Val]:
+            rest = args[states:]
+            return [
+                gate(
+                    tuple(args[:states]),
+                    [tuple(rest[q * width : (q + 1) * width]) for q in range(len(terms))],
+                )
+            ]
+
+        (mask,) = run_rule(self.vec, [*state, *(v for t in terms for v in t)], rule)
+        return self.vec.any(mask.name)
+
+    def _push(self, u: int, base: str, c: int, terms: list[list[Value]]) -> None:
+        """Insert terms into the ordered lists of component c of row vector u, where they are good enough."""
+        fn, step = self.fn, self.rule.step
+        assert step
+        f, i = self.shape.f, self.shape.i
+        values, places = self._memory[c], self._memory[self.dim + c]
+        end = fn.let(f"add i64 {base}, {self.listed - 1}")
+
+        def worst() -> list[Value]:
+            return [Value(self._read(values, end, u, f), "f"), Value(self._read(places, end, u, i), "i")]
+
+        def insert(x: Value, j: Value) -> Sequence[str]:
+            def each(slot: str, carry: list[str]) -> Sequence[str]:
+                at = fn.let(f"add i64 {base}, {slot}")
+                args = [
+                    Value(self._read(values, at, u, f), "f"), Value(self._read(places, at, u, i), "i"),
+                    Value(carry[0], "f"), Value(carry[1], "i"),
+                ]  # fmt: skip
+                kept, where, out, place = run_rule(self.vec, args, lambda a: step(*a))
+                self._write(values, at, u, f, kept.name)
+                self._write(places, at, u, i, where.name)
+                return [out.name, place.name]
+
+            fn.loop("0", str(self.listed), 1, [(f, x.name), (i, j.name)], each)
+            return []
+
+        def insert_all() -> Sequence[str]:
+            for (x,), j in zip(terms, self._places(len(terms)), strict=True):
+                fn.when(self._passes(worst(), [[x]]), [], lambda x=x, j=j: insert(x, j))  # type: ignore[misc]
+            return []
+
+        fn.when(self._passes(worst(), terms), [], insert_all)
+
+    # ── the end of a tile, the end of a task ──────────────────────────────────────────────────────
+
+    def flush(self, state: Sequence[str]) -> None:
+        """Merge the partial states of a tile into the totals."""
+        count = len(self.kinds)
+
+        def merge(place: str, u: int, tile: Sequence[str]) -> None:
+            totals = [Value(self._read(t, place, u, self.wide.f), "f") for t in self._totals[:count]]
+            parts = [Value(self._widened(name), "f") for name in tile]
+            if self.carried:
+                for c, (total, part) in enumerate(zip(totals, parts, strict=True)):
+                    self._two_sum(place, u, c, total.name, part.name)
+                return
+            merged = run_rule(
+                self.wide, totals + parts, lambda a: self.rule.merge(tuple(a[:count]), tuple(a[count:]))
+            )
+            for region, value in zip(self._totals, merged, strict=True):
+                self._write(region, place, u, self.wide.f, value.name)
+
+        if not self.in_memory:
+            for u in range(self.rows):
+                merge("0", u, state[u * count : (u + 1) * count])
+            return
+
+        def each(place: str, _: list[str]) -> list[str]:
+            for u in range(self.rows):
+                merge(place, u, [self._read(m, place, u, self.shape.f) for m in self._memory])
+            return []
+
+        self.fn.loop("0", str(self.repeat), 1, [], each)
+
+    def _widened(self, name: str) -> str:
+        if self.shape.scalar == "double":
+            return name
+        return self.fn.let(f"fpext {self.shape.f} {name} to {self.wide.f}")
+
+    def _two_sum(self, place: str, u: int, c: int, total: str, part: str) -> None:
+        # Knuth's two-sum: `error` is exactly what the rounded sum lost. No `contract` here.
+        fn, f = self.fn, self.wide.f
+        carry = self._totals[len(self.kinds) + c]
+        high = fn.let(f"fadd {f} {total}, {part}")
+        back = fn.let(f"fsub {f} {high}, {total}")
+        lost = fn.let(f"fsub {f} {total}, {fn.let(f'fsub {f} {high}, {back}')}")
+        error = fn.let(f"fadd {f} {lost}, {fn.let(f'fsub {f} {part}, {back}')}")
+        # An infinite or NaN sum has no error to speak of.
+        finite = fn.let(f"fcmp ord {f} {error}, zeroinitializer")
+        error = fn.let(f"select <{self.wide.shape.lanes} x i1> {finite}, {f} {error}, {f} zeroinitializer")
+        low = fn.let(f"fadd {f} {self._read(carry, place, u, f)}, {error}")
+        self._write(self._totals[c], place, u, f, high)
+        self._write(carry, place, u, f, low)
+
+    def leave(self, state: Sequence[str]) -> None:
+        """Write the states of the task out, one row of `out` per repeat."""
+        count = len(self.kinds)
+
+        def finished(place: str, c: int, u: int) -> str:
+            kind = self.kinds[c]
+            if not self.compensated:
+                if self.in_memory:
+                    return self._read(self._memory[c], place, u, self._type(kind))
+                return state[u * count + c]
+            total = self._read(self._totals[c], place, u, self.wide.f)
+            if self.carried:
+                carry = self._read(self._totals[count + c], place, u, self.wide.f)
+                total = self.fn.let(f"fadd {self.wide.f} {total}, {carry}")
+            if self.rule.additive and (factor := self.terms.factor[c]) is not None:
+                total = self.wide.binary("fmul", total, self._widened(self.kernel.get(factor, u).name))
+            if kind is Kind.VALUE and self.shape.scalar == "float":
+                return self.fn.let(f"fptrunc {self.wide.f} {total} to {self.shape.f}")
+            return total
+
+        def each(place: str, _: list[str]) -> list[str]:
+            for c, kind in enumerate(self.kinds):
+                vec = self.wide if kind is Kind.WIDE else self.vec
+                for u in range(self.rows):
+                    self.kernel.store(self.first + c, u, finished(place, c, u), self._type(kind, vec), place)
+            return []
+
+        self.fn.loop("0", str(self.repeat), 1, [], each)
