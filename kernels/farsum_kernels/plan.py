@@ -18,6 +18,7 @@ from farsum_kernels.scalar.ir import Loop, Prim
 
 TILE = 256  # columns between two flushes of a partial sum into its float64 total
 UNROLL = 6  # vector dimensions up to this are written out; longer ones become loops
+LONG = 400  # instructions of a pair past which blocking only makes the compiler slow
 SLICE_S = 0.1  # a slice, between two looks at cancel and deadline, takes about this long at most
 ALONE = 400_000.0  # below so many multiply-adds a second thread costs more than it gives (18 to 57 µs)
 
@@ -91,6 +92,8 @@ def layout_for(program: Program, rules: Sequence[Reduction], itemsize: int, mach
     blockings = [_blocking(t, rule, wide, looped) for t, rule in zip(program.terms, rules, strict=True)]
     rows = min(r for r, _ in blockings)
     columns = min((c for _, c in blockings if c > 1), default=1)
+    if len(program.code) > LONG:
+        rows = columns = 1
     return Layout(lanes, rows, columns, TILE, UNROLL)
 
 

@@ -38,7 +38,8 @@ NUMPY: dict[Prim, Callable[..., Any]] = {
     Prim.SUB: np.subtract,
     Prim.MUL: np.multiply,
     Prim.DIV: np.divide,
-    Prim.POW: np.power,
+    # np.power takes a shortcut for some scalar exponents, with other values at infinities.
+    Prim.POW: lambda a, b: np.power(*np.broadcast_arrays(a, b)),
     Prim.MIN: lambda a, b: np.where(np.less(a, b), a, b),
     Prim.MAX: lambda a, b: np.where(np.greater(a, b), a, b),
     Prim.LT: np.less,
@@ -231,7 +232,9 @@ def _pairs(program: Program, inputs: Sequence[Array], m: int, n: int) -> list[tu
     one, found = len(values) - 1, []
     for terms in program.terms:
         factors = gathered([one if f is None else f for f in terms.factor], None)
-        found.append((gathered(terms.value, terms.loop) * factors, gathered(terms.weight, None)))
+        with _quiet():
+            value = gathered(terms.value, terms.loop) * factors
+        found.append((value, gathered(terms.weight, None)))
     return found
 
 

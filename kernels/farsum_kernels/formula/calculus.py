@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from farsum_kernels.errors import DimensionError, FormulaError
-from farsum_kernels.formula.expr import VAR, Expr, Op, constant, register, walk
+from farsum_kernels.formula.expr import MAX_DIM, VAR, Expr, Op, constant, register, walk
 from farsum_kernels.formula.grad import check_linear, fresh, jvp, pullback, substituted, vjp
 from farsum_kernels.formula.lower import Lowering, Vector
 from farsum_kernels.formula.rewrite import make, mul, spread
@@ -18,13 +19,27 @@ def _needs_variable(name: str, v: Expr) -> None:
         raise FormulaError(f"{name} is taken with respect to a variable, not to {v}")
 
 
-def _wrt(name: str):  # type: ignore[no-untyped-def]
+def _wrt(name: str) -> Callable[..., None]:
     return lambda f, v, *rest: _needs_variable(name, v)
+
+
+def _linear(name: str) -> Callable[..., None]:
+    def check(f: Expr, v: Expr, *rest: Expr) -> None:
+        _needs_variable(name, v)
+        check_linear(f, v)
+
+    return check
 
 
 def _equal(name: str, a: int, b: int, what: str) -> None:
     if a != b:
         raise DimensionError(f"{name}: {what} need the same dimension; received {a} and {b}")
+
+
+def _basis_dims(d: int, index: Any, dim: Any) -> int:
+    if type(index) is not int or type(dim) is not int or not (-1024 <= index < 0 and 1 <= dim <= MAX_DIM):
+        raise FormulaError(f"BasisSum runs over no vectors with number {index!r} and dimension {dim!r}")
+    return d
 
 
 def _grad_dims(f: int, v: int, e: int) -> int:
@@ -99,19 +114,16 @@ def _divergence(f: Expr, v: Expr) -> Expr:
 
 
 def _trace(f: Expr, v: Expr, w: Expr) -> Expr:
-    check_linear(f, v)
     if f.dim == 1:
         return _over_basis(f, v, lambda b: mul(make("Scalprod", spread(w, v.dim), b), substituted(f, v, b)))
     return _over_basis(f, v, lambda b: make("Scalprod", mul(b, w), substituted(f, v, b)))
 
 
 def _sum_operator(f: Expr, v: Expr, left: Expr, right: Expr) -> Expr:
-    check_linear(f, v)
     return make("Scalprod", spread(left, f.dim), substituted(f, v, spread(right, v.dim)))
 
 
 def _adjoint(f: Expr, v: Expr, u: Expr) -> Expr:
-    check_linear(f, v)
     return pullback(f, [v], u)[0]
 
 
@@ -123,16 +135,16 @@ def _jacobian(f: Expr, v: Expr) -> Expr:
 
 
 # fmt: off
-basis_sum  = register(Op("BasisSum",   1, lambda d, index, dim: d, lower=_basis_sum, params=2))
+basis_sum  = register(Op("BasisSum",   1, _basis_dims, lower=_basis_sum, params=2))
 grad       = register(Op("Grad",       3, _grad_dims, expand=vjp, check=_wrt("Grad")))
 diff       = register(Op("Diff",       3, _diff_dims, expand=jvp, check=_wrt("Diff")))
 jacobian   = register(Op("GradMatrix", 2, lambda f, v: f * v, expand=_jacobian, check=_wrt("GradMatrix")))
 divergence = register(Op("Divergence", 2, _divergence_dims, expand=_divergence, check=_wrt("Divergence")))
 laplacian  = register(Op("Laplacian",  2, _laplacian_dims, check=_wrt("Laplacian"),
                          expand=lambda f, v: _divergence(vjp(f, v, constant(1)), v)))
-trace      = register(Op("TraceOperator",   3, _trace_dims, expand=_trace, check=_wrt("TraceOperator")))
-adjoint    = register(Op("AdjointOperator", 3, _adjoint_dims, expand=_adjoint, check=_wrt("AdjointOperator")))
-sum_op     = register(Op("SumLinOperator",  4, _sum_dims, expand=_sum_operator, check=_wrt("SumLinOperator")))
+trace      = register(Op("TraceOperator",   3, _trace_dims, expand=_trace, check=_linear("TraceOperator")))
+adjoint    = register(Op("AdjointOperator", 3, _adjoint_dims, expand=_adjoint, check=_linear("AdjointOperator")))
+sum_op     = register(Op("SumLinOperator",  4, _sum_dims, expand=_sum_operator, check=_linear("SumLinOperator")))
 factorize  = register(Op("Factorize",     2, lambda f, g: f, expand=lambda f, g: f))
 auto       = register(Op("AutoFactorize", 1, lambda f: f, expand=lambda f: f))
 # fmt: on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
 
 from farsum_kernels.errors import FormulaError
@@ -21,8 +22,11 @@ def _length(dim: Any) -> int:
 
 
 def _ratio(p: Any, q: Any) -> int:
-    if type(p) is not int or type(q) is not int or q == 0:
-        raise FormulaError(f"RatCst takes two ints, the second not 0; received {p!r} and {q!r}")
+    if type(p) is not int or type(q) is not int or q < 2 or gcd(p, q) != 1 or max(abs(p), q) > 1 << 53:
+        raise FormulaError(
+            f"RatCst takes a fraction of two ints in lowest terms, at most 2**53, the second above 1; "
+            f"received {p!r} and {q!r}"
+        )
     return 1
 
 

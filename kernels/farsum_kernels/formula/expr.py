@@ -8,6 +8,7 @@ same formula is evaluated in whatever dtype the job asks for.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 # Limits of one formula. They hold for a local user too: past them the compiler, not the
 # arithmetic, is what takes the time.
 MAX_NODES = 4096
-MAX_DEPTH = 256
+MAX_DEPTH = 4096
 MAX_DIM = 1 << 16
 
 I, J, P = 0, 1, 2
@@ -199,6 +200,9 @@ def constant(value: float) -> Expr:
         raise FormulaError(f"a constant must be an int or a float, not {value!r}")
     if isinstance(value, int) and abs(value) > 1 << 53:
         raise FormulaError(f"the integer constant {value} is not exact in float64; write it as a float")
+    if isinstance(value, float):
+        # One node for each number: nan is unlike itself, and -0.0 like 0.0.
+        value = math.nan if math.isnan(value) else value + 0.0
     return _intern(CONST, (), (value,), lambda: (1, 0))
 
 

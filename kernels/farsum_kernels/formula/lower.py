@@ -49,6 +49,7 @@ class Lowering:
         self._vectors: dict[Expr, Vector] = {}
         self._bound: dict[int, Vector] = {}
         self._outer: Lowering | None = None
+        self._depth = 0  # of the loops over basis vectors around this lowering
         self._own: set[Expr] = set()
         self._inner: dict[tuple[int, Affine], Lowering] = {}
 
@@ -79,6 +80,7 @@ class Lowering:
         if (index, place) not in self._inner:
             inner = Lowering(self.block, self._slots, self._unroll)
             inner._outer = self
+            inner._depth = max(place.depth, self._depth)
             inner._bound = self._bound | {index: Vector(dim, lambda k: self._delta(k, place))}
             self._inner[index, place] = inner
         # Two sums may use one fictitious variable: what depends on it is then asked for twice.
@@ -109,15 +111,18 @@ class Lowering:
         """The sum of term(0 … extent-1): straight-line when short, a loop when long."""
         if extent <= self._unroll:
             return reduce(lambda a, b: a + b, (term(Affine(k)) for k in range(extent)))
-        loop = Loop(extent, inside.depth)
+        loop = self._loop(extent, inside)
         return self.block.fold("sum", loop, term(Affine.of(loop)))
+
+    def _loop(self, extent: int, inside: Affine) -> Loop:
+        return Loop(extent, max(inside.depth, self._depth))
 
     def extremum(
         self, how: str, term: Callable[[Affine], Val], extent: int, inside: Affine = Affine(0)
     ) -> Val:
         """The "min", "max", "argmin" or "argmax" of term(0 … extent-1), by a scan from the first."""
         if extent > self._unroll:
-            loop = Loop(extent, inside.depth)
+            loop = self._loop(extent, inside)
             return self.block.fold(how, loop, term(Affine.of(loop)))
         best, place = term(Affine(0)), self.block.constant(0.0)
         for k in range(1, extent):

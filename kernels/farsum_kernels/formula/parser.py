@@ -294,9 +294,7 @@ class Parser:
         return value
 
     def _combined(self, sign: Token, left: Term, right: Term) -> Term:
-        if sign.text == "/" and (
-            right.value == 0 or (isinstance(right.value, Expr) and is_zero(right.value))
-        ):
+        if sign.text == "/" and right.value == 0:
             raise self._error("division by zero", right)
         if isinstance(left.value, Fraction) and isinstance(right.value, Fraction) and sign.text in FOLDS:
             value = self._small(FOLDS[sign.text](left.value, right.value), left)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from math import factorial
 from typing import Any
 
 from farsum_kernels.errors import DimensionError, FormulaError
@@ -44,6 +45,7 @@ def pointwise(
     params: int = 0,
     infix: str | None = None,
     check: Callable[..., None] | None = None,
+    check_operands: Callable[..., None] | None = None,
 ) -> Op:
     """Declare an operation that acts on each component by itself. Without `grad` its derivative is zero."""
     common = same_or_one(name)
@@ -58,7 +60,18 @@ def pointwise(
         return Vector(node.dim, lambda k: rule(*(v.at(k) for v in operands), *node.params))
 
     flat: Grad = lambda *_: (None,) * arity
-    return register(Op(name, arity, dims, lower=lower, grad=grad or flat, params=params, infix=infix))
+    return register(
+        Op(
+            name,
+            arity,
+            dims,
+            lower=lower,
+            grad=grad or flat,
+            check=check_operands,
+            params=params,
+            infix=infix,
+        )
+    )
 
 
 # ── scalar rules that are longer than a line ──────────────────────────────────────────────────────
@@ -127,13 +140,18 @@ def _int_exponent(n: Any) -> None:
         )
 
 
+def _no_zero_divisor(a: Expr, b: Expr) -> None:
+    if b.op.name == "Zero":
+        raise FormulaError(f"division of {a} by zero")
+
+
 def _decimals(k: Any) -> None:
     if type(k) is not int or abs(k) > 22:
         raise FormulaError(f"Round takes an int number of decimals from -22 to 22, not {k!r}")
 
 
 def _int_bounds(a: Any, b: Any) -> None:
-    if type(a) is not int or type(b) is not int:
+    if type(a) is not int or type(b) is not int or max(abs(a), abs(b)) > 1 << 53:
         raise FormulaError(f"ClampInt takes two int bounds, not {a!r} and {b!r}; use Clamp for others")
 
 
@@ -154,13 +172,17 @@ def _one_over_root(x: Expr) -> Expr:
 
 
 def _sinc_slope(x: Expr) -> Expr:
-    """cos(x)/x - sin(x)/x², which is 0 at 0."""
-    inner = sub(div(make("Cos", x), x), div(make("Sin", x), make("Square", x)))
-    return _where_zero(x, zero(x.dim), inner)
-
-
-def _where_zero(x: Expr, at_zero: Expr, elsewhere: Expr) -> Expr:
-    return make("IfElse", neg(make("Abs", x)), at_zero, elsewhere)
+    """cos(x)/x - sin(x)/x²; near 0, where that cancels, its series Σ (-1)^n 2n x^(2n-1) / (2n+1)!."""
+    square, series = make("Square", x), None
+    for n in range(7, 0, -1):
+        term = rational(Fraction((-1) ** n * 2 * n, factorial(2 * n + 1)))
+        series = term if series is None else add(term, mul(square, series))
+    assert series is not None
+    far = sub(make("Abs", x), rational(Fraction(1, 2)))
+    # Away from 0 even where it is not used: what is masked must have a finite derivative too.
+    safe = make("IfElse", far, x, constant(1))
+    direct = sub(div(make("Cos", safe), safe), div(make("Sin", safe), make("Square", safe)))
+    return make("IfElse", far, direct, mul(x, series))
 
 
 def _grad_pow(e: Expr, y: Expr, x: Expr, n: int) -> tuple[Expr | None, ...]:
@@ -184,7 +206,9 @@ def _grad_clamp(e: Expr, y: Expr, f: Expr, a: Expr, b: Expr) -> tuple[Expr | Non
     below, above = make("LessThan", f, a), make("LessThan", b, f)
     low = mul(e, below)
     high = mul(e, mul(sub(constant(1), below), above))
-    return sub(sub(e, low), high), low, high
+    inside = sub(sub(e, low), high)
+    # Between equal bounds f moves nothing.
+    return mul(inside, make("NotEqual", a, b)), low, high
 
 
 def _grad_ifelse(e: Expr, y: Expr, f: Expr, a: Expr, b: Expr) -> tuple[Expr | None, ...]:
@@ -201,7 +225,7 @@ def _grad_mod(e: Expr, y: Expr, f: Expr, n: Expr, o: Expr) -> tuple[Expr | None,
 add_     = pointwise("Add",      2, lambda a, b: a + b, lambda e, y, a, b: (e, e), infix="+")
 subtract = pointwise("Subtract", 2, lambda a, b: a - b, lambda e, y, a, b: (e, neg(e)), infix="-")
 mult     = pointwise("Mult",     2, lambda a, b: a * b, lambda e, y, a, b: (mul(e, b), mul(e, a)), infix="*")
-divide   = pointwise("Divide",   2, lambda a, b: a / b, lambda e, y, a, b: (div(e, b), neg(div(mul(e, y), b))), infix="/")
+divide   = pointwise("Divide",   2, ir.quotient, lambda e, y, a, b: (div(e, b), neg(div(mul(e, y), b))), infix="/", check_operands=_no_zero_divisor)
 minus    = pointwise("Minus",    1, lambda x: -x, lambda e, y, x: (neg(e),))
 square   = pointwise("Square",   1, lambda x: x * x, lambda e, y, x: (mul(_times(2, e), x),))
 inv      = pointwise("Inv",      1, lambda x: 1.0 / x, lambda e, y, x: (neg(mul(e, make("Square", y))),))

@@ -228,6 +228,8 @@ def _scalar_product_of_simple(args: tuple[Expr, ...], params: tuple[Any, ...], d
 
 
 @rule(
+    "Concat",
+    "BasisSum",
     "SumT",
     "ExtractT",
     "Extract",
@@ -242,6 +244,11 @@ def _scalar_product_of_simple(args: tuple[Expr, ...], params: tuple[Any, ...], d
 def _of_zero(args: tuple[Expr, ...], params: tuple[Any, ...], dim: int) -> Expr | None:
     # f(0, …) = 0; a product needs one zero factor, the others need all.
     return zero(dim) if all(map(is_zero, args)) else None
+
+
+@rule("IfElse")
+def _either_zero(args: tuple[Expr, ...], params: tuple[Any, ...], dim: int) -> Expr | None:
+    return zero(dim) if is_zero(args[1]) and is_zero(args[2]) else None
 
 
 @rule("TensorDot")

@@ -11,13 +11,16 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
-from farsum_kernels.errors import DimensionError, FormulaError
-from farsum_kernels.formula.expr import Expr, Op, constant, register
+from farsum_kernels.errors import DimensionError, FormulaError, FormulaTooLarge
+from farsum_kernels.formula.expr import MAX_DIM, Expr, Op, constant, register
 from farsum_kernels.formula.lower import Lowering, Vector
 from farsum_kernels.formula.rewrite import add, div, make, mul, neg, spread, sub, zero
 from farsum_kernels.scalar.ir import Affine, Val
 
 Dims = tuple[int, ...]
+
+# Of the recursions that are written out cell by cell.
+MAX_CELLS = 1024
 
 
 class _Layout:
@@ -43,6 +46,8 @@ def _ints(name: str, *lists: Any) -> None:
 
 def _tensordot_dims(df: int, dg: int, f: Any, g: Any, over_f: Any, over_g: Any, perm: Any) -> int:
     _ints("TensorDot", f, g, over_f, over_g, perm)
+    if any(len(shape) > 16 or max(shape, default=1) > MAX_DIM for shape in (f, g)):
+        raise FormulaTooLarge(f"TensorDot takes at most 16 axes of at most {MAX_DIM} entries")
     for name, dim, shape, axes in (("first", df, f, over_f), ("second", dg, g, over_g)):
         if prod(shape) != dim or any(d < 1 for d in shape):
             raise DimensionError(
@@ -160,6 +165,8 @@ def _bspline_dims(knots: int, x: int, k: Any) -> int:
         raise DimensionError(
             f"BSpline of degree {k!r} needs a degree of at least 0 and at least degree + 2 knots; received {knots}"
         )
+    if (knots - k) * (k + 1) > MAX_CELLS:
+        raise FormulaTooLarge(f"BSpline of degree {k} on {knots} knots has more than {MAX_CELLS} cells")
     return knots - k - 1
 
 
@@ -203,6 +210,8 @@ def joined(parts: Sequence[Expr]) -> Expr:
 def _softdtw_dims(x: int, y: int, gamma: int) -> int:
     if gamma != 1:
         raise DimensionError(f"the softness of SoftDTW is a scalar; received dimension {gamma}")
+    if x * y > MAX_CELLS:
+        raise FormulaTooLarge(f"SoftDTW of sequences of lengths {x} and {y} has more than {MAX_CELLS} cells")
     return 1
 
 

@@ -91,6 +91,13 @@ def _embed_dims(dim: int, start: Any, length: Any) -> int:
     return int(length)
 
 
+def _elem_dims(dim: int, place: Any) -> int:
+    _ints("Elem", place)
+    if not 0 <= place < dim:
+        raise DimensionError(f"Elem takes entry {place} of a vector of dimension {dim}")
+    return 1
+
+
 def _elem_t_dims(dim: int, length: Any, place: Any) -> int:
     _needs_scalar("ElemT", dim)
     return _embed_dims(dim, place, length)
@@ -208,7 +215,7 @@ extract   = register(Op("Extract",  1, _extract_dims, lower=_extract, params=2,
                         grad=lambda e, y, x, s, n: (make("ExtractT", spread(e, n), params=(s, x.dim)),)))
 embed     = register(Op("ExtractT", 1, _embed_dims, lower=_embed, params=2,
                         grad=lambda e, y, x, s, n: (make("Extract", spread(e, n), params=(s, x.dim)),)))
-elem      = register(Op("Elem",     1, lambda d, m: _extract_dims(d, m, 1), params=1,
+elem      = register(Op("Elem",     1, _elem_dims, params=1,
                         expand=lambda x, m: make("Extract", x, params=(m, 1))))
 elem_t    = register(Op("ElemT",    1, _elem_t_dims, params=2,
                         expand=lambda x, n, m: make("ExtractT", x, params=(m, n))))

@@ -294,6 +294,18 @@ def maximum(a: Val, b: Val) -> Val:
     return a.block.emit(Prim.MAX, a, b)
 
 
+def quotient(a: Val, b: Val) -> Val:
+    """a / b. If only b stays the same along an axis, its reciprocal is taken once, outside the pair loop.
+
+    That is one more rounding at most, and a divisor below the normal numbers counts as 0.
+    """
+    pair = {I, J}
+    scopes = a.block.scopes
+    if pair <= scopes[a.index] | scopes[b.index] and not pair <= scopes[b.index]:
+        return a * (1.0 / b)
+    return a / b
+
+
 def atan2(a: Val, b: Val) -> Val:
     return a.block.emit(Prim.ATAN2, a, b)
 
@@ -340,9 +352,6 @@ class Block:
         if self._spoken is not None and prim not in self._spoken and prim in EXPAND:
             return EXPAND[prim](*lifted)
         scope: Scope = frozenset().union(*(self.scopes[a.index] for a in lifted))
-        if prim is Prim.DIV and {I, J} <= scope and not {I, J} <= self.scopes[lifted[1].index]:
-            # One division outside the pair loop instead of one per pair; at most one more rounding.
-            return lifted[0] * (1.0 / lifted[1])
         if prim is Prim.FOLD:
             scope -= {imm.loop}
         return self._add(Instr(prim, tuple(a.index for a in lifted), imm), scope)

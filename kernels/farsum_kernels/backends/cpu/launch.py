@@ -99,6 +99,12 @@ class Launch:
         self._out = [np.empty((state.repeat, rows), state.dtype) for state in kernel.text.states]
         self._counter = np.zeros(1, np.int64)
         self._done = 0
+        if self._extent.n == 0:
+            # Without columns nothing is computed, whatever the rows hold.
+            for a, stored in zip(self._out, kernel.text.states, strict=True):
+                a[...] = stored.identity
+            self._done = plan.slices
+            return
         if kernel.pack:
             self._pack(batches)
         self._table = _addresses(self._arrays)
