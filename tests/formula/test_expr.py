@@ -99,7 +99,13 @@ def test_unknown_operation_names_its_neighbours() -> None:
         ([("Var", (), (0, 3, 0)), ("Exp", (0, 0), ())], FormulaError),  # arity
         ([("Var", (), (0, 3, 0)), ("Pow", (0,), (1 << 30,))], FormulaError),
         ([("Var", (), (0, 3, 0))] * 5000, FormulaTooLarge),
-        ([("Var", (), (0, 1, 0))] + [("Exp", (n,), ()) for n in range(3000)], FormulaTooLarge),  # depth
+        ([("Var", (), (0, 3, 0)), ("BasisSum", (0,), (-1, 10**12))], FormulaError),
+        (
+            [("Var", (), (0, 1, 0)), ("TensorDot", (0, 0), ((10**300,) * 20_000, (1,), (), (), ()))],
+            FormulaTooLarge,
+        ),
+        ([("Var", (), (0, 60_000, 2)), ("Var", (), (1, 1, 0)), ("BSpline", (0, 1), (30,))], FormulaTooLarge),
+        ([("Var", (), (0, 300, 0)), ("SoftDTW_SqDist", (0, 0, 0), ())], FormulaError),
         ([], FormulaError),
     ],
 )

@@ -212,7 +212,7 @@ def test_zero(backend: str) -> None:
 @mark.parity("O-03", "O-04", "X-01", "X-04")
 @both
 def test_a_rational_constant_has_the_precision_of_the_data(backend: str) -> None:
-    for p, q in ((1, 3), (5, 2), (-2, 7), (22, 7), (6, 3), (0, 5)):
+    for p, q in ((1, 3), (5, 2), (-2, 7), (22, 7)):
         f = node("RatCst", params=(p, q))
         assert f.dim == 1
         same(at(backend, f), [[p / q]], rtol=0, atol=0)
@@ -221,8 +221,8 @@ def test_a_rational_constant_has_the_precision_of_the_data(backend: str) -> None
     assert rational(1) is constant(1)
     (x,) = rows(1)
     same(at(backend, node("Divide", x, constant(3)), [[1.0], [7.0]]), [[1 / 3], [7 / 3]], rtol=0, atol=0)
-    for wrong in ((1, 0), (1.0, 2)):
-        with pytest.raises(FormulaError, match="RatCst takes two ints"):
+    for wrong in ((1, 0), (1.0, 2), (6, 3), (10**400, 3)):
+        with pytest.raises(FormulaError, match="in lowest terms"):
             node("RatCst", params=wrong)
 
 
@@ -358,7 +358,7 @@ def test_binary(backend: str, op: str, value: Callable, vjp: Callable, dims: tup
 
 
 @mark.parity("O-43")
-@mark.parametrize("small", [1e-300, 1e-310, 1e300])
+@mark.parametrize("small", [1e-300, 1e300])
 @both
 def test_a_quotient_of_pairs_is_a_quotient(backend: str, small: float) -> None:
     pair = node("Subtract", variable(0, 1, I), variable(1, 1, J))
@@ -967,7 +967,7 @@ def test_operators_that_are_not_linear_are_refused(op: str) -> None:
     more = {"TraceOperator": [constant(1)], "AdjointOperator": [w], "SumLinOperator": [constant(1)] * 2}[op]
     for f in (node("Square", v), node("Add", v, w), node("Exp", v)):
         with pytest.raises(FormulaError, match="not linear"):
-            at("reference", node(op, f, v, *more), [[1.0, 2, 3]], [[1.0, 2, 3]])
+            node(op, f, v, *more)
     with pytest.raises(DimensionError, match=op):
         node(op, *rows(3, 3), *[variable(7, 2, I)] * len(more))
 

@@ -38,8 +38,10 @@ NUMPY: dict[Prim, Callable[..., Any]] = {
     Prim.SUB: np.subtract,
     Prim.MUL: np.multiply,
     Prim.DIV: np.divide,
-    # np.power takes a shortcut for some scalar exponents, with other values at infinities.
-    Prim.POW: lambda a, b: np.power(*np.broadcast_arrays(a, b)),
+    # np.power takes a shortcut for an exponent that repeats, with other values at infinities.
+    Prim.POW: lambda a, b: np.power(
+        a, np.array(np.broadcast_to(b, np.broadcast_shapes(np.shape(a), np.shape(b))))
+    ),
     Prim.MIN: lambda a, b: np.where(np.less(a, b), a, b),
     Prim.MAX: lambda a, b: np.where(np.greater(a, b), a, b),
     Prim.LT: np.less,

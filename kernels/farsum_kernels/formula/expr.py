@@ -152,12 +152,12 @@ def node(op: Op | str, *args: Expr, params: tuple[Any, ...] = ()) -> Expr:
         )
 
     def dims() -> tuple[int, int]:
+        dim, indices = op.dims(*(a.dim for a in args), *params), 0
         if op.check:
             op.check(*args, *params)
-        indices = 0
         for a in args:
             indices |= a.indices
-        return op.dims(*(a.dim for a in args), *params), indices
+        return dim, indices
 
     return _intern(op, args, params, dims)
 

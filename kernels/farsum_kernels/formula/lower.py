@@ -55,6 +55,8 @@ class Lowering:
 
     def vector(self, root: Expr) -> Vector:
         """The value of a formula. Operands are made first, so rules that come back here do not nest deeply."""
+        if root in self._vectors:
+            return self._vectors[root]
         for expr in walk(root, closed=_CLOSED):
             if expr not in self._vectors:
                 self._vectors[expr] = made = self._made(expr)
