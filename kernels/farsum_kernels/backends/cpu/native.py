@@ -24,6 +24,7 @@ from farsum_kernels.plan import Machine
 
 log = logging.getLogger("farsum.cpu")
 
+LONG_IR_BYTES = 400_000
 _DIGEST_BYTES = 16
 _CACHE_BYTES = 256 << 20
 
@@ -91,15 +92,18 @@ class Library:
         return kind(self._engine.get_function_address(name))
 
 
-def _target_machine() -> llvm.TargetMachine:
+def _target_machine(effort: int = 2) -> llvm.TargetMachine:
     _initialize()
     cpu, features = host()
     target = llvm.Target.from_default_triple()
-    return target.create_target_machine(cpu=cpu, features=features, opt=2, jit=True, codemodel="jitdefault")
+    return target.create_target_machine(
+        cpu=cpu, features=features, opt=effort, jit=True, codemodel="jitdefault"
+    )
 
 
 def _compile(ir: str) -> bytes:
-    machine = _target_machine()
+    # The schedulers take more than linear time in a block: code of thousands of lines is compiled simply.
+    machine = _target_machine(2 if len(ir) < LONG_IR_BYTES else 0)
     module = llvm.parse_assembly(f'target triple = "{llvm.get_process_triple()}"\n{ir}')
     module.data_layout = str(machine.target_data)
     module.verify()
