@@ -57,13 +57,17 @@ def generate(into: Path) -> None:
 def stale(fresh: Path) -> list[str]:
     """What differs between a fresh generation and the committed files, one entry per file."""
     wanted = {p.relative_to(fresh): p.read_text() for p in sorted(fresh.rglob("*_pb2*"))}
-    committed = {p.relative_to(ROOT): p.read_text() for p in sorted((ROOT / "farsum_proto").rglob("*_pb2*.py*"))}
+    committed = {
+        p.relative_to(ROOT): p.read_text() for p in sorted((ROOT / "farsum_proto").rglob("*_pb2*.py*"))
+    }
     committed = {p: text for p, text in committed.items() if "__pycache__" not in p.parts}
     found = []
     for path in sorted(wanted.keys() | committed.keys()):
         old, new = committed.get(path, ""), wanted.get(path, "")
         if old != new:
-            lines = difflib.unified_diff(old.splitlines(), new.splitlines(), "committed", "generated", lineterm="", n=1)
+            lines = difflib.unified_diff(
+                old.splitlines(), new.splitlines(), "committed", "generated", lineterm="", n=1
+            )
             changed = [line[:160] for line in lines]
             found.append("\n".join([f"{path}: {len(changed)} lines of diff", *changed[:20]]))
     return found

@@ -50,7 +50,9 @@ def _last(f: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     return apply
 
 
-def _complex(f: Callable[..., np.ndarray], real: tuple[bool, ...] = (False, False)) -> Callable[..., np.ndarray]:
+def _complex(
+    f: Callable[..., np.ndarray], real: tuple[bool, ...] = (False, False)
+) -> Callable[..., np.ndarray]:
     """A function of complex vectors on interleaved pairs; `real` marks operands that are plain reals."""
 
     def apply(*args: np.ndarray) -> np.ndarray:
@@ -89,7 +91,9 @@ def _softdtw(x: np.ndarray, y: np.ndarray, gamma: np.ndarray) -> np.ndarray:
         for j in range(len(y)):
             before = np.array([r[i, j], r[i, j + 1], r[i + 1, j]])
             low = before.min()
-            r[i + 1, j + 1] = (x[i] - y[j]) ** 2 + low - gamma[0] * np.log(np.exp((low - before) / gamma[0]).sum())
+            r[i + 1, j + 1] = (
+                (x[i] - y[j]) ** 2 + low - gamma[0] * np.log(np.exp((low - before) / gamma[0]).sum())
+            )
     return r[-1, -1:]
 
 

@@ -296,6 +296,7 @@ class _Call:
         if value.inline is not None:
             # Over a bytearray the result is writable, as a local one is.
             return np.ndarray(value.shape, tensor.held_as(value.dtype), bytearray(value.inline))
+        tensor.keep_freed_memory()
         stream = np.empty(value.stream_bytes, np.uint8)
         self._session.download(value.ticket, _bytes_of(stream))
         offset = tensor.body_offset(_bytes_of(stream), ArrayRef(b"", value.dtype, value.shape))
@@ -315,6 +316,7 @@ def _bytes_of(array: Array) -> memoryview:
 
 
 def upload_array(session: Session, array: Array, dtype: str, digest: bytes) -> None:
+    tensor.keep_freed_memory()
     header = tensor.header_of(array)
     body = _bytes_of(array)
     ref = ArrayRef(digest, dtype, array.shape)

@@ -31,37 +31,55 @@ class Node(_message.Message):
     params: _containers.RepeatedCompositeFieldContainer[Param]
     def __init__(self, op: _Optional[str] = ..., args: _Optional[_Iterable[int]] = ..., params: _Optional[_Iterable[_Union[Param, _Mapping]]] = ...) -> None: ...
 
-class Spec(_message.Message):
-    __slots__ = ("nodes", "formula", "weight", "reduction", "axis", "dtype", "k")
-    NODES_FIELD_NUMBER: _ClassVar[int]
+class Part(_message.Message):
+    __slots__ = ("formula", "weight", "reduction", "k")
     FORMULA_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     REDUCTION_FIELD_NUMBER: _ClassVar[int]
-    AXIS_FIELD_NUMBER: _ClassVar[int]
-    DTYPE_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
-    nodes: _containers.RepeatedCompositeFieldContainer[Node]
     formula: int
     weight: int
     reduction: str
+    k: int
+    def __init__(self, formula: _Optional[int] = ..., weight: _Optional[int] = ..., reduction: _Optional[str] = ..., k: _Optional[int] = ...) -> None: ...
+
+class Spec(_message.Message):
+    __slots__ = ("nodes", "parts", "axis", "dtype")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    AXIS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[Node]
+    parts: _containers.RepeatedCompositeFieldContainer[Part]
     axis: int
     dtype: str
-    k: int
-    def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., formula: _Optional[int] = ..., weight: _Optional[int] = ..., reduction: _Optional[str] = ..., axis: _Optional[int] = ..., dtype: _Optional[str] = ..., k: _Optional[int] = ...) -> None: ...
+    def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., axis: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
 
-class Array(_message.Message):
-    __slots__ = ("index", "dtype", "shape", "digest", "inline")
+class Face(_message.Message):
+    __slots__ = ("index", "dtype", "shape")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
-    DIGEST_FIELD_NUMBER: _ClassVar[int]
-    INLINE_FIELD_NUMBER: _ClassVar[int]
     index: int
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, index: _Optional[int] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Form(_message.Message):
+    __slots__ = ("spec", "faces")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    FACES_FIELD_NUMBER: _ClassVar[int]
+    spec: Spec
+    faces: _containers.RepeatedCompositeFieldContainer[Face]
+    def __init__(self, spec: _Optional[_Union[Spec, _Mapping]] = ..., faces: _Optional[_Iterable[_Union[Face, _Mapping]]] = ...) -> None: ...
+
+class Content(_message.Message):
+    __slots__ = ("digest", "inline")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    INLINE_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
     inline: bytes
-    def __init__(self, index: _Optional[int] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., digest: _Optional[bytes] = ..., inline: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, digest: _Optional[bytes] = ..., inline: _Optional[bytes] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
     __slots__ = ("digest", "dtype", "shape", "stream_bytes")
@@ -102,18 +120,18 @@ class Value(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., inline: _Optional[bytes] = ..., ticket: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ...) -> None: ...
 
 class ReduceRequest(_message.Message):
-    __slots__ = ("spec", "arrays", "deadline_s", "progress", "protocol")
-    SPEC_FIELD_NUMBER: _ClassVar[int]
-    ARRAYS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("form", "contents", "deadline_s", "progress", "protocol")
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    CONTENTS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
-    spec: bytes
-    arrays: _containers.RepeatedCompositeFieldContainer[Array]
+    form: bytes
+    contents: _containers.RepeatedCompositeFieldContainer[Content]
     deadline_s: float
     progress: bool
     protocol: int
-    def __init__(self, spec: _Optional[bytes] = ..., arrays: _Optional[_Iterable[_Union[Array, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., progress: bool = ..., protocol: _Optional[int] = ...) -> None: ...
+    def __init__(self, form: _Optional[bytes] = ..., contents: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., progress: bool = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class ReduceReply(_message.Message):
     __slots__ = ("outputs", "need")
@@ -125,18 +143,24 @@ class ReduceReply(_message.Message):
 
 class Outputs(_message.Message):
     __slots__ = ("values", "plan")
-    class PlanEntry(_message.Message):
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedCompositeFieldContainer[Value]
+    plan: bytes
+    def __init__(self, values: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., plan: _Optional[bytes] = ...) -> None: ...
+
+class Plan(_message.Message):
+    __slots__ = ("entries",)
+    class EntriesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-    VALUES_FIELD_NUMBER: _ClassVar[int]
-    PLAN_FIELD_NUMBER: _ClassVar[int]
-    values: _containers.RepeatedCompositeFieldContainer[Value]
-    plan: _containers.ScalarMap[str, str]
-    def __init__(self, values: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., plan: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.ScalarMap[str, str]
+    def __init__(self, entries: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Need(_message.Message):
     __slots__ = ("digests",)

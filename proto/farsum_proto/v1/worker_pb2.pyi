@@ -6,17 +6,13 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class Operand(_message.Message):
-    __slots__ = ("index", "shape", "offset", "inline")
-    INDEX_FIELD_NUMBER: _ClassVar[int]
-    SHAPE_FIELD_NUMBER: _ClassVar[int]
+class Place(_message.Message):
+    __slots__ = ("offset", "inline")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     INLINE_FIELD_NUMBER: _ClassVar[int]
-    index: int
-    shape: _containers.RepeatedScalarFieldContainer[int]
     offset: int
     inline: bytes
-    def __init__(self, index: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., inline: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, offset: _Optional[int] = ..., inline: _Optional[bytes] = ...) -> None: ...
 
 class Action(_message.Message):
     __slots__ = ("job", "start", "step", "drop")
@@ -31,14 +27,14 @@ class Action(_message.Message):
     def __init__(self, job: _Optional[int] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ...) -> None: ...
 
 class Start(_message.Message):
-    __slots__ = ("spec", "operands", "outputs")
-    SPEC_FIELD_NUMBER: _ClassVar[int]
-    OPERANDS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("form", "places", "outputs")
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
-    spec: bytes
-    operands: _containers.RepeatedCompositeFieldContainer[Operand]
+    form: bytes
+    places: _containers.RepeatedCompositeFieldContainer[Place]
     outputs: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, spec: _Optional[bytes] = ..., operands: _Optional[_Iterable[_Union[Operand, _Mapping]]] = ..., outputs: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, form: _Optional[bytes] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., outputs: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ()
@@ -80,15 +76,8 @@ class Progressed(_message.Message):
 
 class Finished(_message.Message):
     __slots__ = ("values", "plan")
-    class PlanEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: str
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     VALUES_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     values: _containers.RepeatedScalarFieldContainer[bytes]
-    plan: _containers.ScalarMap[str, str]
-    def __init__(self, values: _Optional[_Iterable[bytes]] = ..., plan: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    plan: bytes
+    def __init__(self, values: _Optional[_Iterable[bytes]] = ..., plan: _Optional[bytes] = ...) -> None: ...

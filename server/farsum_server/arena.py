@@ -1,0 +1,138 @@
+"""One shared memory for all arrays of a server, mapped by the daemon and by every worker.
+
+Hands out offsets, not objects; knows no digest, no tenant and no job. Fresh pages of shared memory
+cost about forty times a copy into warm ones (measured: 0.4 against 16 GB/s), so regions are never
+given back to the system but used again, lowest addresses first, and a warm start can be made ahead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import tempfile
+import threading
+from bisect import bisect_left, insort
+
+from farsum_kernels.errors import StoreFull
+
+ALIGN = 64  # a cache line, a vector register, and what Arrow asks of its buffers
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14; the mmap module does not name it
+_WARM_STEP = 32 << 20
+
+
+class Allocator:
+    """Free regions of [0, capacity). Best fit, lowest address first; neighbours join when freed.
+
+    >>> a = Allocator(1024)
+    >>> a.take(100), a.take(10)
+    (0, 128)
+    >>> a.give(0); a.take(64)
+    0
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity // ALIGN * ALIGN
+        self.used = 0
+        self._taken: dict[int, int] = {}
+        self._free: dict[int, int] = {}  # start -> size
+        self._ends: dict[int, int] = {}  # end -> start
+        self._by_size: list[tuple[int, int]] = []
+        if self.capacity:
+            self._put(0, self.capacity)
+
+    def take(self, size: int) -> int | None:
+        """The offset of a region of at least `size` bytes, or None."""
+        size = max(ALIGN, -(-size // ALIGN) * ALIGN)
+        place = bisect_left(self._by_size, (size, 0))
+        if place == len(self._by_size):
+            return None
+        found, start = self._by_size[place]
+        self._drop(start, found)
+        if found > size:
+            self._put(start + size, found - size)
+        self._taken[start] = size
+        self.used += size
+        return start
+
+    def give(self, start: int) -> None:
+        size = self._taken.pop(start)
+        self.used -= size
+        end = start + size
+        if end in self._free:
+            after = self._free[end]
+            self._drop(end, after)
+            end += after
+        if start in self._ends:
+            before = self._ends[start]
+            self._drop(before, start - before)
+            start = before
+        self._put(start, end - start)
+
+    def _put(self, start: int, size: int) -> None:
+        self._free[start] = size
+        self._ends[start + size] = start
+        insort(self._by_size, (size, start))
+
+    def _drop(self, start: int, size: int) -> None:
+        del self._free[start], self._ends[start + size]
+        del self._by_size[bisect_left(self._by_size, (size, start))]
+
+
+def _anonymous_file(size: int) -> int:
+    try:
+        fd = os.memfd_create("farsum-arena", os.MFD_CLOEXEC)
+    except (AttributeError, OSError):
+        # No memfd (not Linux, or forbidden): a file without a name serves as well.
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, size)  # sparse: memory is taken when it is written
+    return fd
+
+
+class Arena:
+    """The memory itself. The daemon creates it; a worker attaches to the descriptor it inherited."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+        self._map = mmap.mmap(fd, size)
+        self.view = memoryview(self._map)
+        self._stop = threading.Event()
+        self._warmer: threading.Thread | None = None
+
+    @classmethod
+    def create(cls, size: int) -> Arena:
+        if size < mmap.PAGESIZE:
+            raise StoreFull(f"a store of {size} bytes holds nothing; give it at least {mmap.PAGESIZE}")
+        return cls(_anonymous_file(size), size)
+
+    def warm(self, size: int) -> None:
+        """Touch the first bytes in the background, so that first uploads run at the speed of copies."""
+        size = min(size, self.size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if size:
+            self._warmer = threading.Thread(
+                target=self._populate, args=(size,), name="arena-warmer", daemon=True
+            )
+            self._warmer.start()
+
+    def _populate(self, size: int) -> None:
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        anchor = ctypes.c_char.from_buffer(self._map)
+        address = ctypes.addressof(anchor)
+        for start in range(0, size, _WARM_STEP):
+            if self._stop.is_set() or madvise(
+                address + start, min(_WARM_STEP, size - start), _POPULATE_WRITE
+            ):
+                break  # An old kernel: first writes pay instead. Touching from here would race with uploads.
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._warmer:
+            self._warmer.join()
+        self.view.release()
+        with contextlib.suppress(BufferError):  # An array still looks into the map, which goes with it.
+            self._map.close()
+        os.close(self.fd)

@@ -1,0 +1,117 @@
+"""The command `farsum`. Parses words and prints sentences; everything it starts is imported when asked for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from farsum_kernels.errors import FarsumError
+
+if TYPE_CHECKING:
+    from pydantic_settings import CliSettingsSource
+
+DEFAULT_TARGET = "grpc://localhost:50051"
+_EXTRAS = (
+    'farsum: the server is not installed in this environment ({missing} is missing).\n'
+    '  pip install "farsum[server]"'
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; gives the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="farsum", description="Reductions of formulas over pairs of points, on this machine or another."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    serve = commands.add_parser(
+        "serve", help="serve reductions on this machine (loopback only)", add_help=False
+    )
+    ping = commands.add_parser("ping", help="ask a server who it is", description="Ask a server who it is.")
+    ping.add_argument("target", nargs="?", default=os.environ.get("FARSUM_TARGET", DEFAULT_TARGET),
+                      help=f"default: FARSUM_TARGET, else {DEFAULT_TARGET}")  # fmt: skip
+    if arguments[:1] == ["serve"]:
+        return _serve(serve, arguments[1:])
+    return _ping(parser.parse_args(arguments).target)
+
+
+def _ping(target: str) -> int:
+    # This command is the client's; the server's package must not import it by name at load time.
+    import importlib
+
+    try:
+        answer = importlib.import_module("farsum").ping(target)
+    except FarsumError as error:
+        print(f"farsum: {error}", file=sys.stderr)
+        return 1
+    print(f"{target}: farsum {answer['version']}, {answer['round_trip_s'] * 1e3:.2f} ms")
+    for device in answer["devices"]:
+        print(
+            f"  {device['kind']}: {device['name']}, {device['threads']} threads, {device['restarts']} restarts"
+        )
+    return 0
+
+
+def _serve(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    try:
+        from pydantic import ValidationError
+        from pydantic_settings import CliApp, CliSettingsSource, SettingsError
+
+        from farsum_server.app import serve
+        from farsum_server.logs import configure_logs
+        from farsum_server.settings import settings_from
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("farsum"):
+            raise
+        print(_EXTRAS.format(missing=error.name), file=sys.stderr)
+        return 1
+    file = _config_file(arguments)
+    kind = settings_from(file)
+    parser.prog = "farsum serve"
+    parser.description = kind.__doc__
+    parser.epilog = (
+        "Each setting is also read from the environment (FARSUM_PORT) and from a TOML file (port = 50051)."
+    )
+    parser.add_argument("-h", "--help", action="help", help="show this and exit")
+    parser.add_argument("--config", metavar="FILE", help="a TOML file with settings; also FARSUM_CONFIG")
+    source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
+        kind, root_parser=parser, cli_kebab_case=True, cli_hide_none_type=True, cli_implicit_flags=True
+    )
+    try:
+        parsed = parser.parse_args(arguments)
+        settings = CliApp.run(kind, cli_args=parsed, cli_settings_source=source)
+    except (ValidationError, SettingsError) as error:
+        print(f"farsum serve: {_plain(error)}", file=sys.stderr)
+        return 2
+    configure_logs(settings.log_level)
+    try:
+        serve(settings)
+    except FarsumError as error:
+        print(f"farsum serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _config_file(arguments: list[str]) -> Path | None:
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config", default=os.environ.get("FARSUM_CONFIG"))
+    found = before.parse_known_args(arguments)[0].config
+    if found and not Path(found).is_file():
+        before.exit(2, f"farsum serve: there is no file {found}\n")
+    return Path(found) if found else None
+
+
+def _plain(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

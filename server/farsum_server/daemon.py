@@ -1,0 +1,604 @@
+"""The daemon's engine: decoded requests in, answers out. Everything here runs on one event loop.
+
+It decides with queue.py, remembers with store.py and computes with process.py. It never speaks gRPC
+or HTTP, and it never imports native code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import structlog
+from blake3 import blake3
+
+from farsum_kernels.errors import (
+    ArrayMissing,
+    Cancelled,
+    DeadlineExceeded,
+    DigestMismatch,
+    Draining,
+    FarsumError,
+    FormulaTooExpensive,
+    InternalError,
+    QueueFull,
+    TruncatedStream,
+    WireError,
+    WorkerDied,
+)
+from farsum_kernels.job import ArrayRef
+from farsum_proto import tensor, wire
+from farsum_server import queue
+from farsum_server.arena import Allocator, Arena
+from farsum_server.metrics import Metrics
+from farsum_server.process import WORKER, WorkerProcess
+from farsum_server.store import Held, Store
+
+log = structlog.get_logger("farsum.daemon")
+
+TICK_S = 0.5
+SLICE_S = 0.1
+MAX_PAUSE_S = 2.0
+# Only the order of magnitude counts: node evaluations of one worker in a second.
+NODES_PER_S = 2e9
+RESTART_PAUSES_S = (0.0, 0.5, 2.0, 10.0, 30.0)
+# A worker that lived this long was healthy, and its successor starts without a pause.
+HEALTHY_S = 60.0
+
+Answer = Callable[["wire.Reply | FarsumError"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a daemon allows; see settings.py for the words."""
+
+    store_bytes: int
+    store_warm_bytes: int = 0
+    queue_limit: int = 256
+    compile_deadline_s: float = 30.0
+    upload_idle_s: float = 60.0
+    ticket_ttl_s: float = 120.0
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """Whoever asks: a session, or one unary call. Its jobs and tickets end with it."""
+
+    tenant: str = "default"
+    jobs: set[int] = field(default_factory=set)
+    tickets: set[bytes] = field(default_factory=set)
+    on_idle: Callable[[], None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        return not self.jobs and not self.tickets
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    id: int
+    client: Client
+    form: wire.Form
+    start: wire.Start
+    blocks: list[int]  # regions of the results, when they are too large to travel inline
+    pins: list[Held]
+    answer: Answer
+    on_progress: Callable[[float], None] | None
+    asked: float
+    began: float | None = None
+    timer: asyncio.TimerHandle | None = None
+    settled: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """A large result that waits to be fetched."""
+
+    ref: ArrayRef
+    block: int
+    client: Client
+    expires: float
+
+
+@dataclass(slots=True)
+class _Device:
+    process: WorkerProcess
+    about: wire.Device | None = None  # None until it has reported ready
+    job: int | None = None
+    compiling: bool = False
+    since: float = 0.0
+    started: float = 0.0
+    failures: int = 0
+
+
+class Daemon:
+    """Answers requests. `start` first, `stop` last, `drain` before it for a clean end."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        threads: int | None = None,
+        workers: int = 1,
+        worker: str = WORKER,
+    ) -> None:
+        self._limits = limits
+        self.metrics = metrics
+        self._arena = Arena.create(limits.store_bytes)
+        self._store = Store(Allocator(limits.store_bytes))
+        self._queue = queue.Queue(limits.queue_limit)
+        self._forms = wire.FormCache()
+        self._jobs: dict[int, _Job] = {}
+        self._parcels: dict[bytes, Parcel] = {}
+        self._next_job = 0
+        self._uploads = 0
+        self._sent_inline = 0
+        self._downloads = 0
+        self._draining = False
+        self._stopped = False
+        self._changed = asyncio.Event()
+        self._ticker: asyncio.Task[None] | None = None
+        self._devices = [
+            _Device(WorkerProcess(n, self._arena, self._event, self._lost, threads=threads, worker=worker))
+            for n in range(workers)
+        ]
+        self._watch()
+
+    def _watch(self) -> None:
+        watch = self.metrics.watch
+        watch("inflight_requests", "Jobs that are queued or run.", lambda: len(self._jobs))
+        watch(
+            "queue_depth",
+            "Jobs that wait for their first slice.",
+            lambda: sum(j.began is None for j in self._jobs.values()),
+        )
+        watch("store_used_bytes", "Bytes of the store that hold arrays.", lambda: self._store.used)
+        watch("store_capacity_bytes", "Size of the store.", lambda: self._store.capacity)
+        watch("store_arrays", "Arrays that the store holds.", lambda: len(self._store))
+        watch("uploads_in_progress", "Uploads under way.", lambda: self._uploads)
+        watch("workers_ready", "Worker processes that take jobs.", lambda: len(self.devices))
+        watch("draining", "1 while the daemon takes no new work.", lambda: self._draining)
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        self._arena.warm(self._limits.store_warm_bytes)
+        for device in self._devices:
+            self._spawn(device)
+        self._ticker = asyncio.get_running_loop().create_task(self._tick_forever())
+
+    def _spawn(self, device: _Device) -> None:
+        if not self._stopped:
+            device.started = time.monotonic()
+            device.process.start()
+
+    @property
+    def devices(self) -> list[wire.Device]:
+        """The workers that are ready."""
+        return [d.about for d in self._devices if d.about]
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.devices) and not self._draining
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Whether all workers came up in time."""
+        end = time.monotonic() + timeout_s
+        while len(self.devices) < len(self._devices):
+            if time.monotonic() > end or all(d.failures >= 2 for d in self._devices):
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    async def drain(self) -> None:
+        """Take no new work; return when all accepted work is done and its results are fetched."""
+        self._draining = True
+        while self._jobs or self._parcels or self._downloads:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def refuse_new_work(self) -> None:
+        self._draining = True
+
+    def stop(self) -> None:
+        """End the workers. Jobs that are left get Cancelled."""
+        self._stopped = True
+        if self._ticker:
+            self._ticker.cancel()
+        for job in list(self._jobs.values()):
+            self._settle(job, Cancelled("the server stopped"))
+        for device in self._devices:
+            device.process.stop()
+
+    def close(self) -> None:
+        """Give the memory back, when nobody can be reading it."""
+        self._arena.close()
+
+    # ── jobs ──────────────────────────────────────────────────────────────────────────────────────
+
+    def ask(
+        self,
+        client: Client,
+        request: wire.Request,
+        answer: Answer,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> int | None:
+        """Take a job; `answer` is called once, now or later. Gives the id to cancel it by.
+
+        Raises FarsumError for a request that is wrong or cannot be taken.
+        """
+        if self._draining:
+            self.metrics.rejected.labels("draining").inc()
+            raise Draining("the server is stopping and takes no new work")
+        form = self._forms.get(request.form)
+        wire.check_contents(form, request.contents)
+        found = self._find(client.tenant, form, request.contents)
+        if isinstance(found, wire.Need):
+            answer(found)
+            return None
+        places, pins = found
+        try:
+            blocks = self._blocks(form)
+        except FarsumError:
+            self._unpin(pins)
+            raise
+        self._next_job += 1
+        job = _Job(
+            self._next_job, client, form, wire.Start(request.form, places, tuple(blocks)), blocks, pins,
+            answer, on_progress if request.progress else None, time.perf_counter(),
+        )  # fmt: skip
+        self._jobs[job.id] = job
+        client.jobs.add(job.id)
+        if request.deadline_s is not None:
+            text = f"the job did not finish within {request.deadline_s:.3g} s"
+            job.timer = asyncio.get_running_loop().call_later(
+                min(request.deadline_s, 1e6), self._end_early, job, DeadlineExceeded(text)
+            )
+        self._handle(queue.Submit(job.id, client.tenant, form.cost / (NODES_PER_S * SLICE_S)))
+        return job.id
+
+    def cancel(self, job_id: int) -> None:
+        """Stop a job. Without effect on one that has ended."""
+        if job := self._jobs.get(job_id):
+            self._end_early(job, Cancelled("the job was cancelled"))
+
+    def leave(self, client: Client) -> None:
+        """The client is gone: its jobs stop and its results are dropped."""
+        client.on_idle = None
+        for job_id in list(client.jobs):
+            self.cancel(job_id)
+        for ticket in list(client.tickets):
+            self._discard(ticket)
+
+    def _find(
+        self, tenant: str, form: wire.Form, contents: tuple[wire.Content, ...]
+    ) -> wire.Need | tuple[tuple[int | bytes, ...], list[Held]]:
+        """Where the job's arrays are, pinned in the store; or those that are missing."""
+        places: list[int | bytes] = []
+        pins: list[Held] = []
+        missing: list[bytes] = []
+        try:
+            for face, content in zip(form.faces, contents, strict=True):
+                if not content.digest and content.inline is not None:
+                    places.append(content.inline)
+                elif held := self._hold(tenant, face, content):
+                    pins.append(held)
+                    places.append(held.offset)
+                else:
+                    missing.append(content.digest)
+        except FarsumError:
+            self._unpin(pins)
+            raise
+        if missing:
+            self._unpin(pins)
+            return wire.Need(tuple(dict.fromkeys(missing)))
+        return tuple(places), pins
+
+    def _hold(self, tenant: str, face: wire.Face, content: wire.Content) -> Held | None:
+        """An array, pinned, if it is here or came along."""
+        held = self._store.find(tenant, content.digest)
+        if held is None and content.inline is not None:
+            held = self._keep(tenant, content.digest, content.inline)
+        if held is None:
+            return None
+        if held.nbytes != face.nbytes:
+            raise WireError(f"a digest of {held.nbytes} bytes is used for an array of shape {face.shape}")
+        held.pins += 1
+        return held
+
+    def _keep(self, tenant: str, digest: bytes, data: bytes) -> Held:
+        if blake3(data).digest() != digest:
+            raise DigestMismatch(f"{len(data)} bytes that came inline do not have the digest that names them")
+        block = self._store.reserve(len(data))
+        self._arena.view[block : block + len(data)] = data
+        self.metrics.ingest.labels("inline").inc(len(data))
+        return self._store.add(tenant, digest, len(data), block, block)
+
+    def _blocks(self, form: wire.Form) -> list[int]:
+        """Regions for the results, if any of them is too large to travel inline."""
+        blocks: list[int] = []
+        if max(face.nbytes for face in form.outputs) <= wire.INLINE_BYTES:
+            return blocks
+        try:
+            for face in form.outputs:
+                blocks.append(self._store.reserve(face.nbytes))
+        except FarsumError:
+            self._free(blocks)
+            raise
+        return blocks
+
+    def _unpin(self, pins: list[Held]) -> None:
+        for held in pins:
+            held.pins -= 1
+
+    def _free(self, blocks: list[int]) -> None:
+        for block in blocks:
+            self._store.release(block)
+
+    # ── what the queue decides, and what the workers report ───────────────────────────────────────
+
+    def _handle(self, event: queue.Event) -> None:
+        for action in self._queue.handle(event):
+            match action:
+                case queue.Start(worker, job_id):
+                    job = self._jobs[job_id]
+                    if job.began is None:
+                        job.began = time.perf_counter()
+                        self.metrics.waited(job.began - job.asked)
+                    self._send(worker, job_id, job.start)
+                case queue.Step(worker, job_id):
+                    self._send(worker, job_id, wire.Step())
+                case queue.Drop(worker, job_id):
+                    self._devices[worker].process.send(job_id, wire.Drop())
+                case queue.Reject(job_id, ahead):
+                    self._reject(self._jobs[job_id], ahead)
+                case queue.Abandon(job_id):
+                    text = "the worker process died twice while it ran this job; the server is up again"
+                    self._settle(self._jobs[job_id], WorkerDied(text))
+                case queue.Forget(job_id):
+                    self._forget(self._jobs[job_id])
+
+    def _send(self, worker: int, job_id: int, action: wire.Start | wire.Step) -> None:
+        device = self._devices[worker]
+        device.job, device.compiling, device.since = job_id, isinstance(action, wire.Start), time.monotonic()
+        device.process.send(job_id, action)
+
+    def _event(
+        self, worker: int, job_id: int, event: wire.Ready | wire.Progressed | wire.Finished | wire.Failure
+    ) -> None:
+        device = self._devices[worker]
+        if isinstance(event, wire.Ready):
+            device.about = wire.Device(
+                event.device.name, event.device.kind, event.device.threads, device.process.starts - 1
+            )
+            log.info("worker ready", worker=worker, device=event.device.name, pid=device.process.pid)
+            self._handle(queue.WorkerUp(worker))
+            return
+        device.job = None
+        job = self._jobs[job_id]
+        match event:
+            case wire.Progressed(share):
+                if job.on_progress and not job.settled:
+                    job.on_progress(share)
+                self._handle(queue.Progressed(job_id, share))
+            case wire.Finished():
+                outcome = None if job.settled else self._collect(job, event)
+                self._handle(queue.Finished(job_id))
+                if outcome:
+                    self._settle(job, outcome)
+            case wire.Failure(error):
+                self._handle(queue.Failed(job_id))
+                self._settle(job, error)
+
+    def _lost(self, worker: int) -> None:
+        device = self._devices[worker]
+        lived = time.monotonic() - device.started
+        was_up, device.about, device.job = device.about is not None, None, None
+        device.failures = 0 if was_up and lived > HEALTHY_S else device.failures + 1
+        pause = (
+            RESTART_PAUSES_S[min(device.failures - 1, len(RESTART_PAUSES_S) - 1)] if device.failures else 0.0
+        )
+        log.error("worker lost", worker=worker, lived_s=round(lived, 1), restart_in_s=pause)
+        if self._stopped:
+            return
+        if was_up:
+            self._handle(queue.WorkerLost(worker))
+        self.metrics.restarts.inc()
+        asyncio.get_running_loop().call_later(pause, self._spawn, device)
+
+    def _collect(self, job: _Job, event: wire.Finished) -> wire.Outputs:
+        """The results: inline, or as tickets that own their regions."""
+        faces = job.form.outputs
+        if not job.blocks:
+            if [len(v) for v in event.values] != [face.nbytes for face in faces]:
+                raise queue.Impossible(f"the worker gave {[len(v) for v in event.values]} bytes for {faces}")
+            self._sent_inline += sum(face.nbytes for face in faces)
+            return wire.Outputs(
+                tuple([wire.Value(f.dtype, f.shape, v) for f, v in zip(faces, event.values, strict=True)]),
+                event.plan,
+            )
+        values = []
+        expires = time.monotonic() + self._limits.ticket_ttl_s
+        for face, block in zip(faces, job.blocks, strict=True):
+            ref = ArrayRef(b"", face.dtype, face.shape)
+            ticket = secrets.token_bytes(16)
+            self._parcels[ticket] = Parcel(ref, block, job.client, expires)
+            job.client.tickets.add(ticket)
+            size = face.nbytes + len(self._header(ref, block))
+            values.append(wire.Value(face.dtype, face.shape, None, ticket, size))
+        job.blocks.clear()
+        return wire.Outputs(tuple(values), event.plan)
+
+    def _header(self, ref: ArrayRef, block: int) -> bytes:
+        return tensor.header_at(self._arena.view, block, ref)
+
+    def _reject(self, job: _Job, ahead: float) -> None:
+        self.metrics.rejected.labels("queue_full").inc()
+        pause = min(MAX_PAUSE_S, max(0.05, ahead * SLICE_S / 4))
+        error = QueueFull(f"the queue is full with {len(self._queue)} jobs; try again in {pause:.2g} s")
+        self._forget(job)
+        self._settle(job, wire.busy(error, pause))
+
+    def _end_early(self, job: _Job, error: FarsumError) -> None:
+        if job.settled:
+            return
+        stage = "queued" if job.began is None else "running"
+        self.metrics.cancelled.labels(stage).inc()
+        self._settle(job, error)
+        self._handle(queue.Cancel(job.id))
+
+    def _settle(self, job: _Job, outcome: wire.Outputs | FarsumError) -> None:
+        """Answer the client. The job's memory may stay until the worker is done with it."""
+        if job.settled:
+            return
+        job.settled = True
+        if job.timer:
+            job.timer.cancel()
+        job.client.jobs.discard(job.id)
+        job.answer(outcome)
+        self._tell_idle(job.client)
+
+    def _forget(self, job: _Job) -> None:
+        del self._jobs[job.id]
+        self._unpin(job.pins)
+        self._free(job.blocks)
+        if self._draining:
+            self._changed.set()
+
+    def _tell_idle(self, client: Client) -> None:
+        if client.on_idle and client.idle:
+            client.on_idle()
+
+    # ── time ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def _tick_forever(self) -> None:
+        while True:
+            due = time.monotonic() + TICK_S
+            await asyncio.sleep(TICK_S)
+            self.metrics.loop_lag.set(max(0.0, time.monotonic() - due))
+            self._tick()
+
+    def _tick(self) -> None:
+        self.metrics.count()
+        self.metrics.egress.labels("inline").inc(self._sent_inline)
+        self._sent_inline = 0
+        now = time.monotonic()
+        for ticket in [t for t, parcel in self._parcels.items() if parcel.expires < now]:
+            self._discard(ticket)
+        for device in self._devices:
+            if device.job and device.compiling and now - device.since > self._limits.compile_deadline_s:
+                self._overrun(device, self._jobs[device.job])
+
+    def _overrun(self, device: _Device, job: _Job) -> None:
+        """The compiler cannot be interrupted, only its process can."""
+        log.error("compile deadline overrun", job=job.id, worker=device.process.number)
+        text = f"the formula took more than {self._limits.compile_deadline_s:g} s to compile and start"
+        device.job = None
+        self._settle(job, FormulaTooExpensive(text))
+        if self._queue.state_of(job.id) is queue.State.RUNNING:
+            self._handle(queue.Cancel(job.id))
+        device.process.kill()
+
+    # ── bulk ──────────────────────────────────────────────────────────────────────────────────────
+
+    async def upload(self, tenant: str, upload: wire.Upload, chunks: AsyncIterator[bytes]) -> int:
+        """Receive one array. Memory is reserved before the payload and freed whatever happens.
+
+        Raises StoreFull, TruncatedStream, DigestMismatch, WireError. Nothing is stored then.
+        """
+        ref, size = upload.ref, upload.stream_bytes
+        if self._draining:
+            raise Draining("the server is stopping and takes no new arrays")
+        if self._store.find(tenant, ref.digest):
+            return ref.nbytes
+        block = self._store.reserve(size)
+        self._uploads += 1
+        kept = False
+        try:
+            await self._receive(self._arena.view[block : block + size], chunks)
+            stream = self._arena.view[block : block + size]
+            offset = tensor.body_offset(stream, ref)
+            digest = await asyncio.to_thread(_digest, stream[offset:])
+            if digest != ref.digest:
+                raise DigestMismatch(
+                    f"the bytes of an array of shape {ref.shape} do not have the digest that names them"
+                )
+            self._store.add(tenant, ref.digest, ref.nbytes, block, block + offset)
+            kept = True
+        finally:
+            self._uploads -= 1
+            if not kept:
+                self._store.release(block)
+        self.metrics.ingest.labels("bulk").inc(size)
+        return ref.nbytes
+
+    async def _receive(self, region: memoryview, chunks: AsyncIterator[bytes]) -> None:
+        received, size, idle = 0, len(region), self._limits.upload_idle_s
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(idle) as patience:
+                async for chunk in chunks:
+                    patience.reschedule(loop.time() + idle)
+                    end = received + len(chunk)
+                    if end > size:
+                        wire.check_complete(end, size)
+                    region[received:end] = chunk
+                    received = end
+        except TimeoutError as error:
+            raise TruncatedStream(
+                f"the upload brought nothing for {idle:g} s; {received} of {size} bytes came"
+            ) from error
+        wire.check_complete(received, size)
+
+    @asynccontextmanager
+    async def download(self, ticket: bytes) -> AsyncIterator[tuple[bytes, memoryview]]:
+        """The header and the bytes of a large result. A ticket is good for one download.
+
+        Raises ArrayMissing.
+        """
+        parcel = self._parcels.pop(ticket, None)
+        if parcel is None:
+            raise ArrayMissing(
+                "this result is no longer here: it was fetched, its session ended, or it expired"
+            )
+        self._downloads += 1
+        try:
+            nbytes = parcel.ref.nbytes
+            yield (
+                self._header(parcel.ref, parcel.block),
+                self._arena.view[parcel.block : parcel.block + nbytes],
+            )
+            self.metrics.egress.labels("bulk").inc(nbytes)
+        finally:
+            self._downloads -= 1
+            self._store.release(parcel.block)
+            parcel.client.tickets.discard(ticket)
+            self._tell_idle(parcel.client)
+            self._changed.set()
+
+    def _discard(self, ticket: bytes) -> None:
+        parcel = self._parcels.pop(ticket)
+        self._store.release(parcel.block)
+        parcel.client.tickets.discard(ticket)
+        self._tell_idle(parcel.client)
+        self._changed.set()
+
+
+def _digest(data: memoryview) -> bytes:
+    return blake3(data, max_threads=blake3.AUTO).digest()
+
+
+def internal(error: Exception, where: str) -> InternalError:
+    """Log a bug of ours; the client gets the id to ask for, never the story."""
+    request = secrets.token_hex(4)
+    log.error("unhandled error", where=where, request=request, exc_info=error)
+    return InternalError(f"internal error; the server's log has it under request {request}")

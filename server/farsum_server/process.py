@@ -1,0 +1,296 @@
+"""The worker process, and the daemon's handle on it.
+
+The process owns native code: it alone compiles and runs, so a crash or an exhausted memory costs one
+worker. It is spawned, never forked, and decides nothing: it performs one action after the other. This
+module imports no native code itself; the process loads the worker class that it is told to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from farsum_kernels.errors import FarsumError, InternalError
+from farsum_proto import wire
+from farsum_proto.tensor import held_as
+from farsum_server.arena import Arena
+
+WORKER = "farsum_server.worker:Worker"
+
+# A packet must fit the socket's buffer (208 KiB by default); longer messages go in several.
+FRAGMENT_BYTES = 60_000
+_MORE, _LAST = b"\x01", b"\x00"
+
+log = structlog.get_logger("farsum.worker")
+
+
+def fragments(message: bytes) -> list[bytes]:
+    """A message as packets; the first byte says whether another one follows."""
+    if len(message) <= FRAGMENT_BYTES:
+        return [_LAST + message]
+    parts = [message[n : n + FRAGMENT_BYTES] for n in range(0, len(message), FRAGMENT_BYTES)]
+    return [_MORE + p for p in parts[:-1]] + [_LAST + parts[-1]]
+
+
+class Joiner:
+    """Packets back to messages."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def add(self, packet: bytes) -> bytes | None:
+        """The message that this packet completes, if it does."""
+        if packet[:1] == _MORE:
+            self._parts.append(packet[1:])
+            return None
+        if not self._parts:
+            return packet[1:]
+        message = b"".join([*self._parts, packet[1:]])
+        self._parts.clear()
+        return message
+
+
+# ── inside the process ────────────────────────────────────────────────────────────────────────────
+
+
+class Run(Protocol):
+    """A job on a worker; see farsum_server.worker."""
+
+    @property
+    def plan(self) -> Any: ...
+    def step(self) -> float: ...
+    def finish(self) -> tuple[Any, ...]: ...
+
+
+class Performer:
+    """Performs actions on one worker object and answers with events. Knows no socket."""
+
+    def __init__(self, worker: Any, arena: Arena) -> None:
+        self._worker = worker
+        self._arena = arena
+        self._forms = wire.FormCache()
+        self._runs: dict[int, tuple[Run, bool]] = {}
+
+    def perform(
+        self, job: int, action: wire.Start | wire.Step | wire.Drop
+    ) -> wire.Progressed | wire.Finished | wire.Failure | None:
+        """Never raises for what a job does wrong: that is an event too."""
+        try:
+            match action:
+                case wire.Drop():
+                    self._runs.pop(job, None)
+                    return None
+                case wire.Start():
+                    self._runs[job] = self._start(action)
+            return self._slice(job)
+        except FarsumError as error:
+            self._runs.pop(job, None)
+            return wire.Failure(error)
+        except Exception:
+            self._runs.pop(job, None)
+            log.exception("a job failed in the worker", request=f"job-{job}")
+            return wire.Failure(
+                InternalError(f"internal error; the server's log has it under request job-{job}")
+            )
+
+    def _start(self, start: wire.Start) -> tuple[Run, bool]:
+        form = self._forms.get(start.form)
+        arrays = {}
+        for index, face, place in zip(form.indices, form.faces, start.places, strict=True):
+            array = (
+                self._array(face, place)
+                if isinstance(place, int)
+                else np.ndarray(face.shape, held_as(face.dtype), place)
+            )
+            array.setflags(write=False)
+            arrays[index] = array
+        outputs = list(map(self._array, form.outputs, start.outputs)) if start.outputs else None
+        return self._worker.start(form.spec, arrays, outputs), outputs is not None
+
+    def _array(self, face: wire.Face, offset: int) -> NDArray[Any]:
+        return np.ndarray(face.shape, held_as(face.dtype), self._arena.view, offset)
+
+    def _slice(self, job: int) -> wire.Progressed | wire.Finished:
+        run, in_arena = self._runs[job]
+        if (share := run.step()) < 1.0:
+            return wire.Progressed(share)
+        values = run.finish()
+        del self._runs[job]
+        return wire.Finished(
+            () if in_arena else tuple(v.tobytes() for v in values), wire.encode_plan(run.plan)
+        )
+
+
+def serve(channel: socket.socket, performer: Performer, device: wire.Device) -> None:
+    """Perform actions until the daemon closes its end."""
+
+    def send(job: int, event: wire.Ready | wire.Progressed | wire.Finished | wire.Failure) -> None:
+        for packet in fragments(wire.encode_event(job, event)):
+            channel.send(packet)
+
+    send(0, wire.Ready(device))
+    joiner = Joiner()
+    while packet := channel.recv(FRAGMENT_BYTES + 1):
+        if (message := joiner.add(packet)) is None:
+            continue
+        job, action = wire.decode_action(message)
+        if event := performer.perform(job, action):
+            send(job, event)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A worker of the farsum daemon, which starts it.")
+    parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--arena", type=int, required=True)
+    parser.add_argument("--arena-bytes", type=int, required=True)
+    parser.add_argument("--worker", default=WORKER)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    # Ctrl-C and a service manager signal the whole group. The daemon drains; a worker ends when the
+    # daemon closes the channel, or dies.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    from farsum_server.logs import configure_logs
+
+    configure_logs()
+    module, _, name = args.worker.partition(":")
+    worker = getattr(importlib.import_module(module), name)(threads=args.threads)
+    performer = Performer(worker, Arena(args.arena, args.arena_bytes))
+    with socket.socket(fileno=args.channel) as channel, suppress(BrokenPipeError, ConnectionResetError):
+        serve(channel, performer, wire.Device(worker.name, worker.kind, worker.threads))
+
+
+# ── inside the daemon ─────────────────────────────────────────────────────────────────────────────
+
+OnEvent = Callable[[int, int, "wire.Ready | wire.Progressed | wire.Finished | wire.Failure"], None]
+
+
+class WorkerProcess:
+    """The handle: starts the process, sends actions without blocking, reports events and death.
+
+    Must be used from the event loop's thread. After `on_lost` has been called, or `stop`, it may be
+    started again.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        arena: Arena,
+        on_event: OnEvent,
+        on_lost: Callable[[int], None],
+        *,
+        threads: int | None = None,
+        worker: str = WORKER,
+    ) -> None:
+        self.number = number
+        self.starts = 0
+        self._arena = arena
+        self._on_event = on_event
+        self._on_lost = on_lost
+        self._options = ["--worker", worker, *(["--threads", str(threads)] if threads else [])]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._joiner = Joiner()
+        self._unsent: deque[bytes] = deque()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "farsum_server.process", "--channel", str(theirs.fileno()),
+                 "--arena", str(self._arena.fd), "--arena-bytes", str(self._arena.size), *self._options],
+                pass_fds=(theirs.fileno(), self._arena.fd),
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        self.starts += 1
+        self._channel = ours
+        self._joiner = Joiner()
+        self._unsent.clear()
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
+
+    def send(self, job: int, action: wire.Start | wire.Step | wire.Drop) -> None:
+        if self._channel is None:
+            return  # Lost a moment ago; `on_lost` tells the queue, which runs the job again.
+        packets = fragments(wire.encode_action(job, action))
+        if self._unsent:
+            self._unsent.extend(packets)
+            return
+        for n, packet in enumerate(packets):
+            try:
+                self._channel.send(packet)
+            except BlockingIOError:
+                self._unsent.extend(packets[n:])
+                asyncio.get_running_loop().add_writer(self._channel.fileno(), self._writable)
+                return
+            except OSError:
+                return  # The reader sees the end of the channel and reports it.
+
+    def _writable(self) -> None:
+        assert self._channel is not None
+        while self._unsent:
+            try:
+                self._channel.send(self._unsent[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                break
+            self._unsent.popleft()
+        asyncio.get_running_loop().remove_writer(self._channel.fileno())
+
+    def _readable(self) -> None:
+        assert self._channel is not None
+        try:
+            packet = self._channel.recv(FRAGMENT_BYTES + 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self._close()
+            self._on_lost(self.number)
+        elif message := self._joiner.add(packet):
+            self._on_event(self.number, *wire.decode_event(message))
+
+    def kill(self) -> None:
+        """End it at once. `on_lost` follows."""
+        if self._process:
+            self._process.kill()
+
+    def _close(self) -> None:
+        if self._channel is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._channel.fileno())
+            loop.remove_writer(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+        process, self._process = self._process, None
+        if process:
+            process.kill()
+            # The kernel may take a while to tear down a large process; the loop does not wait for it.
+            asyncio.get_running_loop().run_in_executor(None, process.wait)
+
+    def stop(self) -> None:
+        """End it for good; `on_lost` is not called."""
+        self._close()
+
+
+if __name__ == "__main__":
+    main()

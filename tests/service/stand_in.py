@@ -1,0 +1,74 @@
+"""Workers for the daemon's own tests: each misbehaves in one way that the real one never should."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from farsum_kernels.job import Spec
+
+
+class Run:
+    """Two slices, then zeros."""
+
+    def __init__(self, shape: tuple[int, ...], outputs: Sequence[Any] | None) -> None:
+        self.plan: Mapping[str, str] = {"path": "stand-in"}
+        self._shape, self._outputs, self._steps = shape, outputs, 0
+
+    def step(self) -> float:
+        self._steps += 1
+        return self._steps / 2
+
+    def finish(self) -> tuple[Any, ...]:
+        if self._outputs:
+            self._outputs[0][...] = 1.0
+            return tuple(self._outputs)
+        return (np.zeros(self._shape, "float32"),)
+
+
+class Worker:
+    """The contract, without arithmetic."""
+
+    name, kind, threads = "stand-in", "cpu", 1
+
+    def __init__(self, threads: int | None = None) -> None:
+        pass
+
+    def start(self, spec: Spec, arrays: Mapping[int, Any], outputs: Sequence[Any] | None = None) -> Run:
+        return Run((len(arrays[0]), 1), outputs)
+
+
+class SlowCompiler(Worker):
+    def start(self, spec: Spec, arrays: Mapping[int, Any], outputs: Sequence[Any] | None = None) -> Run:
+        if len(arrays[0]) == 13:
+            time.sleep(600)
+        return super().start(spec, arrays, outputs)
+
+
+class Buggy(Worker):
+    def start(self, spec: Spec, arrays: Mapping[int, Any], outputs: Sequence[Any] | None = None) -> Run:
+        raise RuntimeError("the secret of the server")
+
+
+class Crashing(Worker):
+    def start(self, spec: Spec, arrays: Mapping[int, Any], outputs: Sequence[Any] | None = None) -> Run:
+        if len(arrays[0]) == 13:
+            os._exit(3)
+        return super().start(spec, arrays, outputs)
+
+
+class Writing(Worker):
+    """Tries to change an array that other jobs read too."""
+
+    def start(self, spec: Spec, arrays: Mapping[int, Any], outputs: Sequence[Any] | None = None) -> Run:
+        arrays[0][...] = 0
+        return super().start(spec, arrays, outputs)
+
+
+class Unable(Worker):
+    def __init__(self, threads: int | None = None) -> None:
+        raise ImportError("no native code here")

@@ -1,0 +1,189 @@
+"""The daemon with workers that misbehave, without sockets of clients in between."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+from farsum_kernels.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    FarsumError,
+    FormulaTooExpensive,
+    InternalError,
+    WorkerDied,
+)
+from farsum_proto import wire
+from farsum_server.daemon import Client, Daemon, Limits
+from farsum_server.metrics import Metrics
+from tests.service.server import gaussian_sum
+
+LIMITS = Limits(store_bytes=1 << 22, compile_deadline_s=0.5)
+
+
+def with_daemon(
+    worker: str, scenario: Callable[[Daemon], Awaitable[None]], limits: Limits = LIMITS, workers: int = 1
+) -> None:
+    async def run() -> None:
+        daemon = Daemon(limits, Metrics("test"), worker=f"tests.service.stand_in:{worker}", workers=workers)
+        daemon.start()
+        try:
+            assert await daemon.wait_ready(30)
+            await asyncio.wait_for(scenario(daemon), 60)
+        finally:
+            daemon.stop()
+            await asyncio.sleep(0.05)
+            daemon.close()
+
+    asyncio.run(run())
+
+
+def request(rows: int, **options: Any) -> wire.Request:
+    form = wire.encode_form(gaussian_sum(), {0: (rows, 3), 1: (1, 3), 2: (1, 1)})
+    x = bytes(rows * 12)
+    first = wire.Content(b"" if len(x) < wire.TINY_BYTES else blake3(x).digest(), x)
+    return wire.Request(form, (first, wire.Content(b"", bytes(12)), wire.Content(b"", bytes(4))), **options)
+
+
+def large_request() -> wire.Request:
+    """A job whose result is too large to travel inline."""
+    form = wire.encode_form(gaussian_sum(reduction="KMin", k=10), {0: (5000, 3), 1: (1, 3)})
+    x = bytes(60_000)
+    return wire.Request(form, (wire.Content(blake3(x).digest(), x), wire.Content(b"", bytes(12))))
+
+
+def ask(
+    daemon: Daemon, client: Client, asked: wire.Request, on_progress: Callable[[float], None] | None = None
+) -> asyncio.Future[Any]:
+    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    daemon.ask(client, asked, answer.set_result, on_progress)
+    return answer
+
+
+def test_two_slices_and_progress() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        shares: list[float] = []
+        outcome = await ask(daemon, Client(), request(5, progress=True), shares.append)
+        assert outcome.values == (wire.Value("float32", (5, 1), bytes(20)),)
+        assert wire.decode_plan(outcome.plan) == {"path": "stand-in"}
+        assert shares == [0.5]
+
+    with_daemon("Worker", scenario)
+
+
+def test_compiler_that_does_not_end_costs_its_own_job_only() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        slow = ask(daemon, Client(), request(13))
+        other = ask(daemon, Client(), request(5))
+        outcome = await slow
+        assert isinstance(outcome, FormulaTooExpensive) and "0.5 s" in str(outcome)
+        assert isinstance(await other, wire.Outputs)
+        assert daemon.devices[0].restarts == 1
+
+    with_daemon("SlowCompiler", scenario)
+
+
+def test_bug_of_the_worker_is_an_internal_error_without_its_story() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        outcome = await ask(daemon, Client(), request(5))
+        assert type(outcome) is InternalError and "secret" not in str(outcome) and "job-1" in str(outcome)
+        assert daemon.devices[0].restarts == 0
+
+    with_daemon("Buggy", scenario)
+
+
+def test_job_that_kills_its_worker_is_tried_twice() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        bad = ask(daemon, Client(), request(13))
+        good = [ask(daemon, Client(), request(5)) for _ in range(4)]
+        assert isinstance(await bad, WorkerDied)
+        assert all(isinstance(outcome, wire.Outputs) for outcome in await asyncio.gather(*good))
+
+    with_daemon("Crashing", scenario)
+
+
+def test_worker_cannot_write_into_arrays() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        assert isinstance(await ask(daemon, Client(), request(200)), InternalError)
+
+    with_daemon("Writing", scenario)
+
+
+def test_worker_that_cannot_start() -> None:
+    async def run() -> None:
+        daemon = Daemon(LIMITS, Metrics("test"), worker="tests.service.stand_in:Unable")
+        daemon.start()
+        assert not await daemon.wait_ready(30)
+        daemon.stop()
+        daemon.close()
+
+    asyncio.run(run())
+
+
+def test_deadline_of_a_job_that_waits() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        ask(daemon, Client(), request(13))
+        started = time.monotonic()
+        outcome = await ask(daemon, Client(), request(5, deadline_s=0.1))
+        assert isinstance(outcome, DeadlineExceeded) and time.monotonic() - started < 0.4
+
+    with_daemon("SlowCompiler", scenario)
+
+
+def test_a_client_that_leaves_takes_its_jobs_and_results_along() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        client = Client()
+        outcome = await ask(daemon, client, large_request())
+        assert outcome.values[0].ticket and client.tickets
+        waiting = ask(daemon, client, request(5))
+        daemon.leave(client)
+        assert isinstance(await waiting, Cancelled)
+        assert client.idle
+
+    with_daemon("Worker", scenario)
+
+
+def test_drain_waits_for_results_to_be_fetched() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        outcome = await ask(daemon, Client(), large_request())
+        drain = asyncio.create_task(daemon.drain())
+        await asyncio.sleep(0.1)
+        assert not drain.done()
+        with pytest.raises(Draining):
+            ask(daemon, Client(), request(5))
+        async with daemon.download(outcome.values[0].ticket) as (header, body):
+            assert len(header) + len(body) == outcome.values[0].stream_bytes
+            assert bytes(body[:4]) == b"\0\0\x80?"
+        await asyncio.wait_for(drain, 5)
+
+    with_daemon("Worker", scenario)
+
+
+def test_two_workers_run_two_jobs_at_once() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        stuck = ask(daemon, Client(), request(13))
+        assert isinstance(await ask(daemon, Client(), request(5)), wire.Outputs)
+        assert not stuck.done()
+
+    with_daemon("SlowCompiler", scenario, workers=2)
+
+
+def test_memory_is_free_when_all_is_done() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        client = Client()
+        for asked in (request(5), request(200), large_request()):
+            outcome = await ask(daemon, client, asked)
+            assert not isinstance(outcome, FarsumError)
+        daemon.leave(client)
+        page = daemon.metrics.page().decode()
+        # The arrays that have a digest are kept.
+        assert "farsum_store_arrays 2.0" in page
+        assert "farsum_inflight_requests 0.0" in page
+
+    with_daemon("Worker", scenario)
