@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from farsum.arrays import Array, Input, checked, is_number, loose
-from farsum.target import engine
+from farsum.target import prepared
 from farsum_kernels.errors import AxisError, DimensionError, DtypeError, FormulaError, ShapeError
 from farsum_kernels.formula.expr import Expr, I, J, P, constant, node, substitute, swap_axes, variable
 from farsum_kernels.job import Options, Spec, dtype_name
@@ -311,7 +311,7 @@ class LazyTensor:
             raise FormulaError(f"{self.expr} has no array in it: there is nothing to reduce")
         spec = _spec(self.expr, reduction, axis, self.dtype, k)
         arrays = {n: _cast(i, self.dtype) for n, i in enumerate(self.inputs)}
-        result = engine().prepare(spec).run(arrays, Options(deadline_s=deadline_s))
+        result = prepared(spec).run(arrays, Options(deadline_s=deadline_s))
         return result.values[0] if len(result.values) == 1 else result.values
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from farsum_kernels.errors import EngineMissing
-from farsum_kernels.job import Engine
+from farsum_kernels.job import Engine, Prepared, Spec
 
 if TYPE_CHECKING:
     from farsum.remote import RemoteEngine
@@ -26,6 +27,7 @@ def connect(target: str) -> RemoteEngine:
     engine.ping()
     with _lock:
         old, _connected = _connected, engine
+        _prepared.cache_clear()
     if old:
         old.close()
     return engine
@@ -35,6 +37,7 @@ def disconnect() -> None:
     global _connected
     with _lock:
         old, _connected = _connected, None
+        _prepared.cache_clear()
     if old:
         old.close()
 
@@ -65,6 +68,17 @@ def embedded() -> Engine:
                 ) from error
             _embedded = LocalEngine()
         return _embedded
+
+
+@lru_cache(maxsize=1024)
+def _prepared(at: Any, spec: Spec) -> Prepared:
+    made: Prepared = at.prepare(spec)
+    return made
+
+
+def prepared(spec: Spec) -> Prepared:
+    """The reduction, ready on the engine that work goes to now. What was prepared last is kept."""
+    return _prepared(engine(), spec)
 
 
 def ping(target: str | None = None) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def merge_states(
 def finish_state(rule: Reduction, state: Sequence[Array], dtype: np.dtype[Any]) -> list[list[Array]]:
     """The components of each output of a reduction."""
     code, groups = _recorded(rule, "finish", len(state))
-    values = _run(code, state, dtype)
+    # Most reductions only pick components of their state.
+    picked = all(instr.prim is Prim.ARG for instr in code)
+    values = state if picked else _run(code, state, dtype)
     return [[np.asarray(values[p]) for p in group] for group in groups]
 
 
