@@ -160,7 +160,7 @@ OPS = [
     OpRecord("LessThan",  lambda a, b: (a < b) * 1.0, (3, 1), parity="O-48", whole=True),
     OpRecord("LessOrEqual", lambda a, b: (a <= b) * 1.0, (3, 1), parity="O-49", whole=True),
     OpRecord("Clamp",     lambda f, a, b: np.where(f < a, a, np.where(f > b, b, f)), (3, 1, 3), parity="O-50"),
-    OpRecord("IfElse",    lambda f, a, b: np.where(f >= 0, a, b), (3, 3, 1), parity="O-51"),
+    OpRecord("IfElse",    lambda f, a, b: (f >= 0) * a + (f < 0) * b, (3, 3, 1), parity="O-51"),
     OpRecord("Mod",       lambda f, n, o: f - n * np.floor((f - o) / n), (3, 1, 3), low=0.7, high=5.0, parity="O-52"),
     OpRecord("Sum",       _total, (1,)),
     OpRecord("Sum",       _total, (5,), parity="O-60"),

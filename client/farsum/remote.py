@@ -76,12 +76,12 @@ class RemoteEngine:
 
         Raises ServerUnreachable and ProtocolMismatch.
         """
-        wire_info = self.session.call("Info", wire.encode_info_request(), timeout_s=10.0)
-        self.session.stream()  # the handshake, so that a version that does not fit is found here
+        request = wire.encode_info_request()
+        self.session.call("Info", request, timeout_s=10.0)  # opens the connection, which is not to be timed
+        self.session.stream()  # the handshake, which finds out whether the versions fit
         started = time.perf_counter()
-        wire_info = self.session.call("Info", wire.encode_info_request(), timeout_s=10.0)
+        info = wire.decode_info(self.session.call("Info", request, timeout_s=10.0))
         took = time.perf_counter() - started
-        info = wire.decode_info(wire_info)
         devices = [
             {"name": d.name, "kind": d.kind, "threads": d.threads, "restarts": d.restarts}
             for d in info.devices

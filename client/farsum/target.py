@@ -78,7 +78,8 @@ def _prepared(at: Any, spec: Spec) -> Prepared:
 
 def prepared(spec: Spec) -> Prepared:
     """The reduction, ready on the engine that work goes to now. What was prepared last is kept."""
-    return _prepared(engine(), spec)
+    at: Any = engine()
+    return _prepared(at, spec)
 
 
 def ping(target: str | None = None) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -136,42 +138,39 @@ def test_shape_and_repr_teach() -> None:
 
 
 ERRORS = [
-    (lambda: LazyTensor(x), ShapeError, r"\(40, 3\).*Vi\(x\)", ("E-01",)),
-    (lambda: x_i + y, ShapeError, "operand of Add", ("E-01",)),
-    (lambda: LazyTensor(rng.random((4, 5, 3))), ShapeError, r"\(\.\.\., M, 1, D\)", ("E-02", "L-16")),
-    (lambda: LazyTensor(x[:, None], axis=0), AxisError, "takes no axis", ("E-03", "L-17")),
-    (lambda: LazyTensor([1.0], axis=0), AxisError, "parameters", ("E-04",)),
-    (lambda: LazyTensor("x"), DtypeError, "not str", ("E-06",)),
-    (lambda: LazyTensor(True), DtypeError, "not bool", ("L-24",)),
-    (lambda: x_i - Vj(y[:, :2]), DimensionError, r"3 and 2 .*\(1, 50, 2\)", ("E-07",)),
-    (lambda: Vi(x) - Vi(x[:5]), ShapeError, "40 rows with 5 rows along i", ("E-09", "L-62")),
-    (lambda: x_i - y_j.inputs[0].array.astype(np.float32)[None], DtypeError, "float64 with float32", ("E-09", "L-60")),
-    (lambda: LazyTensor(rng.random((4, 5, 1, 3))) - LazyTensor(rng.random((3, 5, 1, 3))), ShapeError, "do not broadcast", ("E-10",)),
-    (lambda: x_i ** "2", FormulaError, "exponent", ("E-11",)),
-    (lambda: x_i**True, FormulaError, "exponent", ("E-11",)),
-    (lambda: K_ij.sum(axis=5), AxisError, "axis=0 .over i.*axis=1 .over j", ("E-21",)),
-    (lambda: K_ij.logsumexp(), AxisError, "needs an axis", ("E-22",)),
-    (lambda: K_ij.sum(axis=0, dim=1), AxisError, "two axes", ("X-46",)),
-    (lambda: (x_i - y_j).logsumexp(axis=1), DimensionError, "reduces scalars", ("E-24",)),
-    (lambda: K_ij.argKmin(0, axis=1), FormulaError, "K, an int", ("R-18",)),
-    (lambda: Vi(x.astype(int)), DtypeError, "int64", ("E-30", "L-22")),
-    (lambda: (x_i - y_j) @ b, ShapeError, "scalar K", ("E-37",)),
-    (lambda: K_ij @ b[:7], ShapeError, "50 rows with 7", ("E-38",)),
-    (lambda: K_ij @ b.astype(np.float32), DtypeError, "float32", ("E-38",)),
-    (lambda: x_i.norm(0), AxisError, "vector axis", ("E-19",)),
-    (lambda: x_i / 0, FormulaError, "division", ("E-32",)),
-    (lambda: LazyTensor(3).sum(axis=1), FormulaError, "no array", ()),
-    (lambda: Vi(x[0]), ShapeError, "2-D array", ("L-30",)),
-    (lambda: Pm(x), ShapeError, "one vector", ("X-51",)),
-    (lambda: bool(K_ij), TypeError, "truth value", ("X-45",)),
+    pytest.param(lambda: LazyTensor(x), ShapeError, r"\(40, 3\).*Vi\(x\)", marks=pytest.mark.parity("E-01")),
+    pytest.param(lambda: x_i + y, ShapeError, "operand of Add", marks=pytest.mark.parity("E-01")),
+    pytest.param(lambda: LazyTensor(rng.random((4, 5, 3))), ShapeError, r"\(\.\.\., M, 1, D\)", marks=pytest.mark.parity("E-02", "L-16")),
+    pytest.param(lambda: LazyTensor(x[:, None], axis=0), AxisError, "takes no axis", marks=pytest.mark.parity("E-03", "L-17")),
+    pytest.param(lambda: LazyTensor([1.0], axis=0), AxisError, "parameters", marks=pytest.mark.parity("E-04")),
+    pytest.param(lambda: LazyTensor("x"), DtypeError, "not str", marks=pytest.mark.parity("E-06")),
+    pytest.param(lambda: LazyTensor(True), DtypeError, "not bool", marks=pytest.mark.parity("L-24")),
+    pytest.param(lambda: x_i - Vj(y[:, :2]), DimensionError, r"3 and 2 .*\(1, 50, 2\)", marks=pytest.mark.parity("E-07")),
+    pytest.param(lambda: Vi(x) - Vi(x[:5]), ShapeError, "40 rows with 5 rows along i", marks=pytest.mark.parity("E-09", "L-62")),
+    pytest.param(lambda: x_i - y_j.inputs[0].array.astype(np.float32)[None], DtypeError, "float64 with float32", marks=pytest.mark.parity("E-09", "L-60")),
+    pytest.param(lambda: LazyTensor(rng.random((4, 5, 1, 3))) - LazyTensor(rng.random((3, 5, 1, 3))), ShapeError, "do not broadcast", marks=pytest.mark.parity("E-10")),
+    pytest.param(lambda: x_i ** "2", FormulaError, "exponent", marks=pytest.mark.parity("E-11")),
+    pytest.param(lambda: x_i**True, FormulaError, "exponent", marks=pytest.mark.parity("E-11")),
+    pytest.param(lambda: K_ij.sum(axis=5), AxisError, "axis=0 .over i.*axis=1 .over j", marks=pytest.mark.parity("E-21")),
+    pytest.param(lambda: K_ij.logsumexp(), AxisError, "needs an axis", marks=pytest.mark.parity("E-22")),
+    pytest.param(lambda: K_ij.sum(axis=0, dim=1), AxisError, "two axes", marks=pytest.mark.parity("X-46")),
+    pytest.param(lambda: (x_i - y_j).logsumexp(axis=1), DimensionError, "reduces scalars", marks=pytest.mark.parity("E-24")),
+    pytest.param(lambda: K_ij.argKmin(0, axis=1), FormulaError, "K, an int", marks=pytest.mark.parity("R-18")),
+    pytest.param(lambda: Vi(x.astype(int)), DtypeError, "int64", marks=pytest.mark.parity("E-30", "L-22")),
+    pytest.param(lambda: (x_i - y_j) @ b, ShapeError, "scalar K", marks=pytest.mark.parity("E-37")),
+    pytest.param(lambda: K_ij @ b[:7], ShapeError, "50 rows with 7", marks=pytest.mark.parity("E-38")),
+    pytest.param(lambda: K_ij @ b.astype(np.float32), DtypeError, "float32", marks=pytest.mark.parity("E-38")),
+    pytest.param(lambda: x_i.norm(0), AxisError, "vector axis", marks=pytest.mark.parity("E-19")),
+    pytest.param(lambda: x_i / 0, FormulaError, "division", marks=pytest.mark.parity("E-32")),
+    pytest.param(lambda: LazyTensor(3).sum(axis=1), FormulaError, "no array"),
+    pytest.param(lambda: Vi(x[0]), ShapeError, "2-D array", marks=pytest.mark.parity("L-30")),
+    pytest.param(lambda: Pm(x), ShapeError, "one vector", marks=pytest.mark.parity("X-51")),
+    pytest.param(lambda: bool(K_ij), TypeError, "truth value", marks=pytest.mark.parity("X-45")),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error", "words"),
-    [pytest.param(*e[:3], marks=pytest.mark.parity(*e[3]) if e[3] else ()) for e in ERRORS],
-)
-def test_mistakes_are_explained(wrong, error: type[Exception], words: str) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(("wrong", "error", "words"), ERRORS)
+def test_mistakes_are_explained(wrong: Callable[[], object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         wrong()
     assert issubclass(error, ValueError | TypeError)

@@ -59,7 +59,8 @@ def test_gradient_is_that_of_finite_differences(backend: str, record: oracles.Op
             down[n][..., k] -= step
             slope = (_loss(record, up) - _loss(record, down)) / (2 * step)
             slope = np.broadcast_to(slope, np.broadcast_shapes(slope.shape, (len(arrays[0]), 1)))
-            want[..., k] = slope.sum({I: 1, J: 0, P: (0, 1)}[CATEGORIES[n]])
+            over: dict[int, tuple[int, ...]] = {I: (1,), J: (0,), P: (0, 1)}
+            want[..., k] = slope.sum(over[CATEGORIES[n]])
         scale = np.abs(want).max() + 1
         np.testing.assert_allclose(got / scale, want / scale, atol=2e-7)
 

@@ -50,7 +50,7 @@ def _saved(reduction: str, axis: int, arrays: dict[int, np.ndarray]) -> np.ndarr
     return np.concatenate(parts, 1) if parts else np.zeros((M if axis == 1 else N, 1))
 
 
-@pytest.mark.parity("R-60", "R-61", "R-65", "E-41")
+@pytest.mark.parity("R-60", "R-61", "R-64", "R-65", "E-41")
 @pytest.mark.parametrize("reduction", SMOOTH)
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("v", [x, y, p], ids=["x", "y", "p"])
@@ -80,7 +80,7 @@ def test_gradient_of_a_reduction(reduction: str, axis: int, v: Expr) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
 
 
-@pytest.mark.parity("O-104", "X-31")
+@pytest.mark.parity("O-104", "R-63", "X-31")
 @pytest.mark.parametrize("reduction", [r for r, rule in REDUCTIONS.items() if rule.grad])
 @pytest.mark.parametrize("v", [x, y, p], ids=["x", "y", "p"])
 def test_forward_derivative_of_a_reduction(reduction: str, v: Expr) -> None:
@@ -108,3 +108,24 @@ def test_raw_states_have_no_derivative() -> None:
     f, _ = _formulas("LogSumExp")
     with pytest.raises(FormulaError, match="LogSumExp"):
         reduction_vjp(REDUCTIONS["Max_SumShiftExp"], f, None, J, x, variable(10, 2, I), variable(11, 2, I))
+
+
+@pytest.mark.parity("R-66")
+def test_gradient_of_a_broadcast_batch_is_the_sum_of_those_of_its_members() -> None:
+    rng = np.random.default_rng(0)
+    alone, batch, e = rng.normal(size=(5, 2)), rng.normal(size=(3, 6, 2)), rng.normal(size=(3, 5, 2))
+    f = node("Mult", x, node("Exp", node("Minus", node("SqDist", x, y))))
+    gradient = reduction_vjp(REDUCTIONS["Sum"], f, None, J, x, variable(10, 2, I), variable(11, 1, I))
+    arrays = {0: alone, 1: batch, 10: e}
+    (each,) = run("cpu", Spec(gradient, "Sum", 1, "float64"), arrays)
+    assert each.shape == (3, 5, 2)  # one per member: whoever broadcast x adds them up
+    step = 1e-6
+
+    def loss(points: np.ndarray) -> float:
+        (value,) = run("cpu", Spec(f, "Sum", 1, "float64"), {0: points, 1: batch})
+        return float((value * e).sum())
+
+    moved = np.zeros_like(alone)
+    moved[2, 1] = step
+    slope = (loss(alone + moved) - loss(alone - moved)) / (2 * step)
+    np.testing.assert_allclose(each.sum(0)[2, 1], slope, rtol=1e-6)

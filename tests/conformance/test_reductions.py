@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,7 +32,9 @@ def _dense(spec: Spec, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
     x, y = x.astype(np.float64), y.astype(np.float64)
     f = x[:, None] - y[None]
     f = (f**2).sum(-1, keepdims=True) if REDUCTIONS[spec.reduction].scalar else f
-    more = [spec.k] if spec.k else [np.broadcast_to(y**2, (len(x), *y.shape))] if spec.weight else []
+    more: list[Any] = (
+        [spec.k] if spec.k else [np.broadcast_to(y**2, (len(x), *y.shape))] if spec.weight else []
+    )
     if spec.axis == 0:
         f, more = f.swapaxes(0, 1), [m if isinstance(m, int) else m.swapaxes(0, 1) for m in more]
     return oracles.REDUCTIONS[spec.reduction](f, *more)
@@ -221,3 +225,42 @@ def test_states_have_one_component_per_kind() -> None:
             for width in (0, 2):
                 assert len(rule.state(dim, width)) == len(rule.identity(dim, width))
                 assert all(isinstance(k, Kind) for k in rule.state(dim, width))
+
+
+@pytest.mark.parity("R-13", "R-14")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_raw_states_are_the_maximum_and_the_shifted_sums(backend: str) -> None:
+    f, g = np.array([[3.0], [1.0], [2.0], [1.0]]), np.array([[1.0, 2], [3, 4], [5, 6], [7, 8]])
+    v, w = variable(0, 1, J), variable(1, 2, J)
+    p = np.exp(f - 3)
+    (plain,) = run(backend, Spec(v, "Max_SumShiftExp", 1, "float64"), {0: f})
+    np.testing.assert_allclose(plain, [[3, p.sum()]])
+    (unweighted,) = run(backend, Spec(v, "Max_SumShiftExpWeight", 1, "float64"), {0: f})
+    np.testing.assert_allclose(unweighted, plain)
+    (weighted,) = run(backend, Spec(v, "Max_SumShiftExpWeight", 1, "float64", w), {0: f, 1: g})
+    np.testing.assert_allclose(weighted, [[3, *(p * g).sum(0)]])
+
+
+@pytest.mark.parity("R-44")
+def test_float32_comes_back_as_float32_and_is_summed_more_precisely() -> None:
+    y = np.full((200_000, 1), 0.1, np.float32)
+    (got,) = run("cpu", Spec(variable(0, 1, J), "Sum", 1, "float32"), {0: y})
+    assert got.dtype == np.float32
+    exact = float(y[0, 0]) * len(y)
+    plain = y.cumsum(dtype=np.float32)[-1]
+    assert abs(got[0, 0] - exact) < 0.01 * abs(plain - exact)
+
+
+@pytest.mark.parity("R-49")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_warns_of_values_that_are_documented(backend: str) -> None:
+    """Warnings are errors here: log 0, 0/0 and overflow are values, not accidents."""
+    v, w = variable(0, 1, J), variable(1, 1, J)
+    nothing = {0: np.zeros((0, 1)), 1: np.zeros((0, 1))}
+    (lse,) = run(backend, Spec(v, "LogSumExp", 1, "float64"), {0: nothing[0]})
+    (mean,) = run(backend, Spec(v, "SumSoftMaxWeight", 1, "float64", w), nothing)
+    assert lse[0, 0] == -np.inf and np.isnan(mean[0, 0])
+    (negative,) = run(
+        backend, Spec(v, "LogSumExp", 1, "float64", w), {0: np.zeros((1, 1)), 1: -np.ones((1, 1))}
+    )
+    assert np.isnan(negative[0, 0])

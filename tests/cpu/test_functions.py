@@ -68,5 +68,5 @@ def test_exp_underflows_gradually(dtype: str) -> None:
     x = np.linspace(-103, -80, 500) if dtype == "float32" else np.linspace(-745, -700, 500)
     x = x.astype(dtype)[:, None]
     (got,) = run("cpu", Spec(node("Exp", variable(0, 1, I)), "Max", 1, dtype), {0: x})
-    tiny = np.finfo(dtype).smallest_subnormal
+    tiny = float(np.finfo(dtype).smallest_subnormal)
     np.testing.assert_allclose(got, np.exp(x.astype(np.longdouble)).astype(dtype), rtol=1e-6, atol=2 * tiny)

@@ -112,4 +112,4 @@ def test_narrow_vectors_give_the_same_values(vector_bytes: int, monkeypatch: pyt
             launch = Compiler(machine).kernel(spec).launch({0: x, 1: y}, Extent(37, 300, ()))
             launch.step()
             results.append(launch.results()[0])
-        np.testing.assert_allclose(*results, rtol=1e-13)
+        np.testing.assert_allclose(results[0], results[1], rtol=1e-13)
