@@ -60,10 +60,17 @@ def checked(x: Array, what: str = "the array") -> Array:
     """The array, if its dtype is one that is computed in."""
     if dtype_name(x.dtype) not in DTYPES:
         raise DtypeError(
-            f"{what} of shape {x.shape} has dtype {x.dtype}; supported are {' and '.join(DTYPES)}: "
+            f"{what} of shape {x.shape} has dtype {x.dtype}; supported are float16, float32 and float64: "
             f"convert it, e.g. with .astype('float32')"
         )
     return x
+
+
+def promoted(a: str | None, b: str | None) -> str | None:
+    """The dtype of a formula over arrays of two dtypes: NumPy's; numbers and lists (None) do not count."""
+    if a is None or b is None or a == b:
+        return a or b
+    return np.promote_types(a, b).name
 
 
 def loose(values: Any) -> Input:

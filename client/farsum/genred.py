@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from farsum.arrays import Array
-from farsum.target import engine
+from farsum.arrays import Array, checked
+from farsum.target import prepared
 from farsum_kernels.errors import (
     AxisError,
     DimensionError,
@@ -143,12 +143,12 @@ class Genred:
         """
         _check_backend(backend)
         arrays = self._inputs(args)
-        dtype = self._dtype or args[0].dtype.name
-        if dtype not in DTYPES:
-            raise DtypeError(
-                f"{self._arguments[0].label} has dtype {dtype}; supported are {', '.join(DTYPES)}: convert it, "
-                f"e.g. with .astype('float32')"
-            )
+        for argument, array in zip(self._arguments, args, strict=True):
+            checked(array, argument.label)
+        dtype = self._dtype
+        if dtype is None:
+            dtype = str(np.result_type(*args))
+            arrays = {n: a.astype(dtype, copy=False) for n, a in arrays.items()}
         self._check_accumulator(dtype)
         spec = self._spec(dtype)
         extent = check_arrays(spec, arrays | _ranges(ranges), {a.index: a.label for a in self._arguments})
@@ -167,7 +167,7 @@ class Genred:
         wide = flags["dtype_acc"] == "float64" or flags["sum_scheme"] == "kahan_scheme"
         if wide and dtype != "float64":
             spec, arrays = self._spec("float64"), {n: a.astype(np.float64) for n, a in arrays.items()}
-        values = engine().prepare(spec).run(arrays | ranges, options).values
+        values = prepared(spec).run(arrays | ranges, options).values
         return tuple(v.astype(dtype) for v in values) if spec.dtype != dtype else values
 
     def _spec(self, dtype: str) -> Spec:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from farsum.arrays import Array, Input, checked, is_number, loose
+from farsum.arrays import Array, Input, checked, is_number, loose, promoted
 from farsum.target import prepared
 from farsum_kernels.errors import AxisError, DimensionError, DtypeError, FormulaError, ShapeError
 from farsum_kernels.formula.expr import Expr, I, J, P, constant, node, substitute, swap_axes, variable
@@ -335,7 +335,7 @@ def _leaf(held: Input) -> LazyTensor:
 
 
 def _cast(held: Input, dtype: str) -> Array:
-    return held.array.astype(dtype) if held.loose else held.array
+    return held.array if dtype_name(held.array.dtype) == dtype else held.array.astype(dtype)
 
 
 def _new(expr: Expr, inputs: tuple[Input, ...], ni: int | None, nj: int | None,
@@ -405,9 +405,7 @@ def _combine(op: str, operands: Sequence[LazyTensor], params: tuple[Any, ...]) -
         exprs.append(_renumbered(other.expr, places))
         ni, nj = _same_rows(ni, other.ni, "i", operands, op), _same_rows(nj, other.nj, "j", operands, op)
         batch = _broadcast(batch, other.batchdims, f"operand {other.shape} of {op}", f"operand {first.shape}")
-        if dtype and other.dtype and dtype != other.dtype:
-            raise DtypeError(f"{op} combines {dtype} with {other.dtype}; convert one side with .astype")
-        dtype = dtype or other.dtype
+        dtype = promoted(dtype, other.dtype)
     try:
         expr = node(op, *exprs, params=params)
     except DimensionError as error:
