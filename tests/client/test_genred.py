@@ -280,17 +280,14 @@ def test_outputs_that_do_not_fit() -> None:
 # ── mistakes ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class Unreachable:
-    """An engine that must not be asked."""
-
-    def prepare(self, spec: object) -> None:
-        raise AssertionError("something was sent")
+def _must_not_be_asked(spec: object) -> None:
+    raise AssertionError("something was sent")
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_sent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "misuse" in request.node.name:
-        monkeypatch.setattr("farsum.genred.engine", Unreachable)
+        monkeypatch.setattr("farsum.genred.prepared", _must_not_be_asked)
 
 
 @pytest.mark.parametrize(
