@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum_kernels.errors import DtypeError
+from farsum_kernels.errors import DtypeError, ShapeError
 from farsum_kernels.formula.expr import I, J, P
-from farsum_kernels.job import DTYPES, dtype_name
+from farsum_kernels.job import DTYPES, RANGES, dtype_name
 
 Array = NDArray[Any]
 
@@ -76,3 +77,19 @@ def promoted(a: str | None, b: str | None) -> str | None:
 def loose(values: Any) -> Input:
     """A parameter from Python numbers."""
     return Input(np.atleast_1d(np.asarray(values, np.float64)), P, loose=True)
+
+
+def as_ranges(ranges: Sequence[Array] | None) -> dict[int, Array]:
+    """The six arrays of a block-sparse reduction at their places among the inputs of a job.
+
+    Raises ShapeError unless there are six, DtypeError unless they hold ints.
+    """
+    if ranges is None:
+        return {}
+    if len(ranges) != len(RANGES):
+        raise ShapeError(f"ranges holds {len(RANGES)} arrays, not {len(ranges)}")
+    held = [np.asarray(r) for r in ranges]
+    for number, r in enumerate(held):
+        if r.dtype.kind not in "iu":
+            raise DtypeError(f"ranges[{number}] has dtype {r.dtype}; ranges are ints")
+    return {place: np.ascontiguousarray(r, np.int64) for place, r in zip(RANGES, held, strict=True)}

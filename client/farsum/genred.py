@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from farsum.arrays import Array, checked
+from farsum.arrays import Array, as_ranges, checked
 from farsum.target import prepared
 from farsum_kernels.errors import (
     AxisError,
@@ -27,7 +27,6 @@ from farsum_kernels.formula.reductions import Kind, reduction_named
 from farsum_kernels.formula.text import parse
 from farsum_kernels.job import (
     DTYPES,
-    RANGES,
     Extent,
     Options,
     Spec,
@@ -151,10 +150,10 @@ class Genred:
             arrays = {n: a.astype(dtype, copy=False) for n, a in arrays.items()}
         self._check_accumulator(dtype)
         spec = self._spec(dtype)
-        extent = check_arrays(spec, arrays | _ranges(ranges), {a.index: a.label for a in self._arguments})
+        extent = check_arrays(spec, arrays | as_ranges(ranges), {a.index: a.label for a in self._arguments})
         if out is not None:
             _check_out(out, spec, extent)
-        values = self._computed(spec, arrays, _ranges(ranges), Options(deadline_s=deadline_s))
+        values = self._computed(spec, arrays, as_ranges(ranges), Options(deadline_s=deadline_s))
         if out is not None:
             out[...] = values[0]
             return out
@@ -224,19 +223,6 @@ def _parameter(array: Array, rank: int) -> Array:
     if array.ndim == 0:
         return array.reshape(1)
     return array[..., 0, :] if array.ndim == rank and array.shape[-2] == 1 else array
-
-
-def _ranges(ranges: Sequence[Array] | None) -> dict[int, Array]:
-    """The six arrays of a block-sparse reduction at their places."""
-    if ranges is None:
-        return {}
-    if len(ranges) != len(RANGES):
-        raise ShapeError(f"ranges holds {len(RANGES)} arrays, not {len(ranges)}")
-    held = [np.asarray(r) for r in ranges]
-    for number, r in enumerate(held):
-        if r.dtype.kind not in "iu":
-            raise DtypeError(f"ranges[{number}] has dtype {r.dtype}; ranges are ints")
-    return {place: np.ascontiguousarray(r, np.int64) for place, r in zip(RANGES, held, strict=True)}
 
 
 def _check_out(out: Array, spec: Spec, extent: Extent) -> None:

@@ -7,12 +7,14 @@ shapes of the user's arrays. Names and conventions follow the KeOps LazyTensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
 
-from farsum.arrays import Array, Input, checked, is_number, loose, promoted
+from farsum.arrays import Array, Input, as_ranges, checked, is_number, loose, promoted
+from farsum.operations import Operations
 from farsum.target import prepared
 from farsum_kernels.errors import AxisError, DimensionError, DtypeError, FormulaError, ShapeError
 from farsum_kernels.formula.expr import Expr, I, J, P, constant, node, substitute, swap_axes, variable
@@ -32,7 +34,7 @@ def _renumbered(expr: Expr, places: tuple[int, ...]) -> Expr:
 _swapped = lru_cache(maxsize=4096)(swap_axes)
 
 
-class LazyTensor:
+class LazyTensor(Operations):
     """A symbolic tensor of shape (*batch, M, N, D), written from arrays and evaluated by a reduction.
 
     x      (..., M, 1, D) rows of x_i; (..., 1, N, D) rows of y_j; (..., 1, 1, D) or (D,) a parameter; a
@@ -51,7 +53,7 @@ class LazyTensor:
 
     __array_ufunc__ = None  # numpy then leaves `array + lazytensor` to us
     __slots__ = ("batchdims", "dtype", "expr", "inputs", "ni", "nj")
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     expr: Expr
     inputs: tuple[Input, ...]
@@ -126,83 +128,8 @@ class LazyTensor:
         """The LazyTensor op(self, *others)."""
         return _combine(op, (self, *(_lifted(o, op) for o in others)), params)
 
-    def __add__(self, other: Any) -> LazyTensor:
-        # Adding the number 0 gives the same object, so that sum([...]) and K = 0; K += … work.
-        return self if is_number(other) and other == 0 else self._apply("Add", other)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Any) -> LazyTensor:
-        return self._apply("Subtract", other)
-
-    def __rsub__(self, other: Any) -> LazyTensor:
-        return _lifted(other, "Subtract")._apply("Subtract", self)
-
-    def __mul__(self, other: Any) -> LazyTensor:
-        return self._apply("Mult", other)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Any) -> LazyTensor:
-        if is_number(other) and other == 0:
-            raise FormulaError(f"division of a LazyTensor of shape {self.shape} by the number 0")
-        return self._apply("Divide", other)
-
-    def __rtruediv__(self, other: Any) -> LazyTensor:
-        if is_number(other) and other == 1:
-            return self._apply("Inv")
-        return _lifted(other, "Divide")._apply("Divide", self)
-
-    def __or__(self, other: Any) -> LazyTensor:
-        return self._apply("Scalprod", other)
-
-    def __ror__(self, other: Any) -> LazyTensor:
-        return _lifted(other, "Scalprod")._apply("Scalprod", self)
-
-    def __neg__(self) -> LazyTensor:
-        return self._apply("Minus")
-
-    def __abs__(self) -> LazyTensor:
-        return self.abs()
-
-    def __pow__(self, other: Any) -> LazyTensor:
-        """Integer powers by multiplication, ½ and -½ by square roots, all others by `Powf`."""
-        if isinstance(other, int | np.integer) and not isinstance(other, bool):
-            return self.square() if other == 2 else self._apply("Pow", params=(int(other),))
-        if is_number(other) and abs(other) == 0.5:
-            return self.sqrt() if other > 0 else self.rsqrt()
-        if is_number(other) or isinstance(other, LazyTensor):
-            exponent = _lifted(other, "Powf")
-            if exponent.expr.dim not in (1, self.expr.dim):
-                raise DimensionError(
-                    f"the exponent has dimension {exponent.expr.dim}; the base of shape {self.shape} "
-                    f"needs 1 or {self.expr.dim}"
-                )
-            return self._apply("Powf", exponent)
-        raise FormulaError(f"an exponent must be a number or a LazyTensor, not {type(other).__name__}")
-
-    power = __pow__
-
-    # fmt: off
-    def abs(self) -> LazyTensor: return self._apply("Abs")
-    def exp(self) -> LazyTensor: return self._apply("Exp")
-    def log(self) -> LazyTensor: return self._apply("Log")
-    def sin(self) -> LazyTensor: return self._apply("Sin")
-    def cos(self) -> LazyTensor: return self._apply("Cos")
-    def sqrt(self) -> LazyTensor: return self._apply("Sqrt")
-    def rsqrt(self) -> LazyTensor: return self._apply("Rsqrt")
-    def square(self) -> LazyTensor: return self._apply("Square")
-    def sqnorm2(self) -> LazyTensor: return self._apply("SqNorm2")
-    def norm2(self) -> LazyTensor: return self._apply("Norm2")
-    def normalize(self) -> LazyTensor: return self._apply("Normalize")
-    def sqdist(self, other: Any) -> LazyTensor: return self._apply("SqDist", other)
-    # fmt: on
-
-    def norm(self, dim: int = -1) -> LazyTensor:
-        """The Euclidean norm of the vector axis."""
-        if dim not in (-1, self.dim() - 1):
-            raise AxisError(f"norm is taken along the vector axis, -1 or {self.dim() - 1}, not {dim}")
-        return self.norm2()
+    def _lift(self, other: Any, op: str) -> LazyTensor:
+        return _lifted(other, op)
 
     @property
     def T(self) -> LazyTensor:
@@ -233,34 +160,40 @@ class LazyTensor:
         Over j (axis nb+1, nb the number of batch axes) it gives an array (*batch, M, D); over i
         (axis nb) an array (*batch, N, D).
         """
-        which = self._which(-1 if axis is None and dim is None else axis, dim)
-        if which == 2:
-            return self._apply("Sum")
-        return self._reduce("Sum", which, **options)
+        return self._vector_or_computed("Sum", "Sum", axis, dim, options)
 
     def sum_reduction(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
         """The sum over i or j, always computed."""
         return self._computed("Sum", axis, dim, **options)
 
     def logsumexp(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
-        """log Σ exp over i or j, safe from overflow; terms of -inf count as nothing."""
+        """log Σ exp over i or j, safe from overflow; terms of -inf count as nothing.
+
+        weight   a LazyTensor g: log Σ exp(self)·g instead, one value for each of its components
+        """
         return self._computed("LogSumExp", axis, dim, **options)
+
+    def sumsoftmaxweight(
+        self, weight: Any, axis: int | None = None, dim: int | None = None, **options: Any
+    ) -> Any:
+        """Σ exp(self)·weight / Σ exp(self) over i or j; `weight` is a LazyTensor of any dimension."""
+        return self._computed("SumSoftMaxWeight", axis, dim, weight=weight, **options)
 
     def min(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
         """The smallest value over i or j, by component; NaN is skipped."""
-        return self._computed("Min", axis, dim, **options)
+        return self._vector_or_computed("Min", "Min", axis, dim, options)
 
     def max(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
         """The largest value over i or j, by component; NaN is skipped."""
-        return self._computed("Max", axis, dim, **options)
+        return self._vector_or_computed("Max", "Max", axis, dim, options)
 
     def argmin(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
         """The index (int64) of the smallest value, the first of equal ones."""
-        return self._computed("ArgMin", axis, dim, **options)
+        return self._vector_or_computed("ArgMin", "ArgMin", axis, dim, options)
 
     def argmax(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
         """The index (int64) of the largest value, the first of equal ones."""
-        return self._computed("ArgMax", axis, dim, **options)
+        return self._vector_or_computed("ArgMax", "ArgMax", axis, dim, options)
 
     def min_argmin(self, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
         """The smallest value and its index."""
@@ -281,6 +214,26 @@ class LazyTensor:
     def Kmin_argKmin(self, K: int, axis: int | None = None, dim: int | None = None, **options: Any) -> Any:
         """The K smallest values and their indices."""
         return self._computed("KMin_ArgKMin", axis, dim, K, **options)
+
+    def _vector_or_computed(
+        self, op: str, reduction: str, axis: int | None, dim: int | None, options: dict[str, Any]
+    ) -> Any:
+        """Lazily along the vector axis, computed along i or j. Without an axis: along a vector, if there is one."""
+        if axis is None and dim is None:
+            if self.expr.dim == 1 and op != "Sum":
+                nb = len(self.batchdims)
+                raise AxisError(
+                    f"{op.lower()} of a scalar LazyTensor of shape {self.shape} needs an axis: {nb} (over i) or "
+                    f"{nb + 1} (over j)"
+                )
+            axis = -1
+        which = self._which(axis, dim)
+        if which != 2:
+            return self._reduce(reduction, which, **options)
+        unknown = set(options) - {"keepdim", "keepdims"}
+        if unknown:
+            raise TypeError(f"{op.lower()} along the vector axis takes no {', '.join(sorted(unknown))}")
+        return self._apply(op)
 
     def _computed(self, reduction: str, axis: int | None, dim: int | None, k: int = 0, **options: Any) -> Any:
         which = self._which(axis, dim)
@@ -306,18 +259,41 @@ class LazyTensor:
             )
         return which
 
-    def _reduce(self, reduction: str, axis: int, k: int = 0, *, deadline_s: float | None = None) -> Any:
-        if self.dtype is None:
+    def _reduce(
+        self,
+        reduction: str,
+        axis: int,
+        k: int = 0,
+        *,
+        weight: Any = None,
+        ranges: Any = None,
+        deadline_s: float | None = None,
+    ) -> Any:
+        """Compute: over i (axis 0) or over j (axis 1).
+
+        ranges       six arrays of ints for a block-sparse reduction, see docs/quickstart.md
+        deadline_s   give up after so many seconds
+        """
+        terms = _joint(reduction, (self,) if weight is None else (self, _weight(weight)))
+        if terms.dtype is None:
             raise FormulaError(f"{self.expr} has no array in it: there is nothing to reduce")
-        spec = _spec(self.expr, reduction, axis, self.dtype, k)
-        arrays = {n: _cast(i, self.dtype) for n, i in enumerate(self.inputs)}
-        result = prepared(spec).run(arrays, Options(deadline_s=deadline_s))
+        formula, factor = (*terms.exprs, None)[:2]
+        assert formula is not None
+        spec = _spec(formula, reduction, axis, terms.dtype, factor, k)
+        arrays = {n: _cast(i, terms.dtype) for n, i in enumerate(terms.inputs)}
+        result = prepared(spec).run(arrays | as_ranges(ranges), Options(deadline_s=deadline_s))
         return result.values[0] if len(result.values) == 1 else result.values
 
 
+def _weight(weight: Any) -> LazyTensor:
+    if not isinstance(weight, LazyTensor):
+        raise FormulaError(f"a weight must be a LazyTensor, e.g. Vj(v), not {type(weight).__name__}")
+    return weight
+
+
 @lru_cache(maxsize=1024)
-def _spec(expr: Expr, reduction: str, axis: int, dtype: str, k: int) -> Spec:
-    return Spec(expr, reduction, axis, dtype, k=k)
+def _spec(expr: Expr, reduction: str, axis: int, dtype: str, weight: Expr | None, k: int) -> Spec:
+    return Spec(expr, reduction, axis, dtype, weight, k)
 
 
 _Parts = tuple[Expr, tuple[Input, ...], int | None, int | None, tuple[int, ...], str | None]
@@ -395,8 +371,19 @@ def _lifted(x: Any, op: str) -> LazyTensor:
         raise type(error)(f"an operand of {op} is no LazyTensor and cannot become one: {error}") from None
 
 
-def _combine(op: str, operands: Sequence[LazyTensor], params: tuple[Any, ...]) -> LazyTensor:
-    """op(*operands): one formula over the inputs of all of them."""
+@dataclass(frozen=True, slots=True)
+class _Joint:
+    """Several LazyTensors over one list of inputs: their formulas, renumbered, and their common sizes."""
+
+    exprs: tuple[Expr, ...]
+    inputs: tuple[Input, ...]
+    ni: int | None
+    nj: int | None
+    batch: tuple[int, ...]
+    dtype: str | None
+
+
+def _joint(op: str, operands: Sequence[LazyTensor]) -> _Joint:
     first = operands[0]
     inputs, exprs = first.inputs, [first.expr]
     ni, nj, batch, dtype = first.ni, first.nj, first.batchdims, first.dtype
@@ -404,15 +391,23 @@ def _combine(op: str, operands: Sequence[LazyTensor], params: tuple[Any, ...]) -
         inputs, places = _merged(inputs, other.inputs)
         exprs.append(_renumbered(other.expr, places))
         ni, nj = _same_rows(ni, other.ni, "i", operands, op), _same_rows(nj, other.nj, "j", operands, op)
-        batch = _broadcast(batch, other.batchdims, f"operand {other.shape} of {op}", f"operand {first.shape}")
+        if batch != other.batchdims:
+            batch = _broadcast(
+                batch, other.batchdims, f"operand {other.shape} of {op}", f"operand {first.shape}"
+            )
         dtype = promoted(dtype, other.dtype)
+    return _Joint(tuple(exprs), inputs, ni, nj, batch, dtype)
+
+
+def _combine(op: str, operands: Sequence[LazyTensor], params: tuple[Any, ...]) -> LazyTensor:
+    """op(*operands): one formula over the inputs of all of them."""
+    joint = _joint(op, operands)
     try:
-        expr = node(op, *exprs, params=params)
+        expr = node(op, *joint.exprs, params=params)
     except DimensionError as error:
-        raise DimensionError(
-            f"{error} (operands of shape {' and '.join(str(o.shape) for o in operands)})"
-        ) from None
-    return _new(expr, inputs, ni, nj, batch, dtype)
+        shapes = " and ".join(str(o.shape) for o in operands)
+        raise DimensionError(f"{error} (operands of shape {shapes})") from None
+    return _new(expr, joint.inputs, joint.ni, joint.nj, joint.batch, joint.dtype)
 
 
 def _merged(ours: tuple[Input, ...], theirs: tuple[Input, ...]) -> tuple[tuple[Input, ...], tuple[int, ...]]:

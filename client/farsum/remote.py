@@ -37,6 +37,7 @@ MAX_ASKS = 4
 # Without a deadline, how long a full queue is tried again.
 BUSY_S = 300.0
 SUBMIT_THREADS = 32
+MAX_PREPARED = 256
 
 
 def _version() -> str:
@@ -54,6 +55,7 @@ class RemoteEngine:
     def __init__(self, target: str) -> None:
         self.target = target
         self.session = Session(target, _version())
+        self._prepared: dict[Spec, RemotePrepared] = {}
 
     def __repr__(self) -> str:
         return f"RemoteEngine({self.target!r})"
@@ -69,7 +71,13 @@ class RemoteEngine:
         return self.session.closed
 
     def prepare(self, spec: Spec) -> RemotePrepared:
-        return RemotePrepared(self, spec)
+        """Equal specs give one object: a lazy tensor asks anew for each reduction."""
+        found = self._prepared.get(spec)
+        if found is None:
+            if len(self._prepared) >= MAX_PREPARED:
+                self._prepared.clear()
+            found = self._prepared[spec] = RemotePrepared(self, spec)
+        return found
 
     def ping(self) -> dict[str, Any]:
         """Version, devices and round-trip time of the server.
