@@ -60,7 +60,7 @@ def rebuilt(error: grpc.RpcError, target: str) -> FarsumError:
     trailing = [(datum.key, datum.value) for datum in error.trailing_metadata() or ()]
     if failure := wire.decode_error(trailing, details):
         if failure.retry_after_s:
-            failure.error.__dict__["retry_after_s"] = failure.retry_after_s
+            failure.error.retry_after_s = failure.retry_after_s
         return failure.error
     match code:
         case grpc.StatusCode.UNAVAILABLE:
@@ -339,7 +339,7 @@ class Session:
                 watchdog.cancel()
         if isinstance(outcome, wire.Failure):
             if outcome.retry_after_s:
-                outcome.error.__dict__["retry_after_s"] = outcome.retry_after_s
+                outcome.error.retry_after_s = outcome.retry_after_s
             raise outcome.error
         if isinstance(outcome, Lost):
             if pending.expired:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from farsum_kernels.errors import EngineMissing
@@ -27,7 +26,6 @@ def connect(target: str) -> RemoteEngine:
     engine.ping()
     with _lock:
         old, _connected = _connected, engine
-        _prepared.cache_clear()
     if old:
         old.close()
     return engine
@@ -37,7 +35,6 @@ def disconnect() -> None:
     global _connected
     with _lock:
         old, _connected = _connected, None
-        _prepared.cache_clear()
     if old:
         old.close()
 
@@ -70,16 +67,9 @@ def embedded() -> Engine:
         return _embedded
 
 
-@lru_cache(maxsize=1024)
-def _prepared(at: Any, spec: Spec) -> Prepared:
-    made: Prepared = at.prepare(spec)
-    return made
-
-
 def prepared(spec: Spec) -> Prepared:
-    """The reduction, ready on the engine that work goes to now. What was prepared last is kept."""
-    at: Any = engine()
-    return _prepared(at, spec)
+    """The reduction, ready on the engine that work goes to now."""
+    return engine().prepare(spec)
 
 
 def ping(target: str | None = None) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class FarsumError(Exception):
     """
 
     status = Status.BUG
+    retry_after_s: float = 0.0  # above 0: trying again after so many seconds may help
 
     def __str__(self) -> str:
         # KeyError prints the repr of its argument; our messages are sentences.

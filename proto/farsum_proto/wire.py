@@ -636,12 +636,12 @@ def decode_server(data: bytes) -> tuple[int, Welcome | Outputs | Need | Progress
 
 def busy(error: QueueFull, retry_after_s: float) -> QueueFull:
     """The error with a hint when to try again."""
-    error.__dict__["retry_after_s"] = retry_after_s
+    error.retry_after_s = retry_after_s
     return error
 
 
 def retry_after(error: FarsumError) -> float:
-    return float(getattr(error, "retry_after_s", 0.0))
+    return error.retry_after_s
 
 
 def error_text(error: FarsumError) -> str:

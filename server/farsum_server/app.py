@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import Iterator
@@ -99,6 +100,8 @@ class App:
             http_task = asyncio.create_task(http.serve(sockets=[listener]))
             daemon.start()
             await self._wait_for_workers(daemon)
+            # What was imported stays; the collector need not look at it again between two calls.
+            gc.freeze()
             if not self._stop.is_set():
                 await grpc_server.set_serving()
                 host, port = listener.getsockname()[:2]

@@ -14,7 +14,7 @@ import pytest
 from farsum import session as session_module
 from farsum.remote import RemoteEngine
 from farsum_kernels.errors import Cancelled, DeadlineExceeded, DtypeError, ServerUnreachable, ShapeError
-from farsum_kernels.job import Options, Spec
+from farsum_kernels.job import RANGES, Options, Spec
 from farsum_proto import wire
 from farsum_server.engine import LocalEngine
 from tests.service.server import (
@@ -51,6 +51,17 @@ def test_half_dtypes(engine: RemoteEngine, dtype: str) -> None:
     held = "uint16" if dtype == "bfloat16" else dtype
     small = {k: (a * 0x3F00 if held == "uint16" else a).astype(held) for k, a in points(40_000, 50).items()}
     same(engine, gaussian_sum(dtype), small)
+
+
+def test_block_sparse_reductions(engine: RemoteEngine) -> None:
+    spec, arrays = gaussian_sum(), points(700, 900)
+    blocks = [[[0, 300], [300, 700]], [1, 2], [[0, 500], [200, 900]], [[0, 900]], [1], [[0, 700]]]
+    ranges = {place: np.array(b, np.int64) for place, b in zip(RANGES, blocks, strict=True)}
+    same(engine, spec, arrays | ranges)
+    whole = engine.prepare(spec).run(arrays).values[0]
+    assert not np.array_equal(engine.prepare(spec).run(arrays | ranges).values[0], whole)
+    with pytest.raises(ShapeError, match="redranges_j holds an interval"):
+        engine.prepare(spec).run(arrays | ranges | {RANGES[2]: np.array([[0, 901], [0, 1]])})
 
 
 def test_several_results(engine: RemoteEngine) -> None:
