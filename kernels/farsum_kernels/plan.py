@@ -16,7 +16,10 @@ from farsum_kernels.formula.reductions import Kind, Reduction
 from farsum_kernels.job import Extent
 from farsum_kernels.scalar.ir import Loop, Prim
 
-TILE = 256  # columns between two flushes of a partial sum into its float64 total
+# Columns between two flushes of a partial sum into its float64 total. A sum of 16 terms in float32 is as
+# exact as its terms; past that the error of the sum shows (docs/accuracy.md). The states of the shifted
+# sums are already held close by their maximum, and long states cost a pass through memory per flush.
+TILE, TILE_SHIFTED, TILE_IN_MEMORY = 16, 256, 64
 UNROLL = 6  # vector dimensions up to this are written out; longer ones become loops
 LONG = 400  # instructions of a pair past which blocking only makes the compiler slow
 SLICE_S = 0.1  # a slice, between two looks at cancel and deadline, takes about this long at most
@@ -94,7 +97,14 @@ def layout_for(program: Program, rules: Sequence[Reduction], itemsize: int, mach
     columns = min((c for _, c in blockings if c > 1), default=1)
     if len(program.code) > LONG:
         rows = columns = 1
-    return Layout(lanes, rows, columns, TILE, UNROLL)
+    tile = min(_tile(t, rule) for t, rule in zip(program.terms, rules, strict=True))
+    return Layout(lanes, rows, columns, tile, UNROLL)
+
+
+def _tile(terms: Terms, rule: Reduction) -> int:
+    if not rule.additive:
+        return TILE_SHIFTED
+    return TILE_IN_MEMORY if terms.loop else TILE
 
 
 def _blocking(terms: Terms, rule: Reduction, wide: bool, looped: bool) -> tuple[int, int]:
