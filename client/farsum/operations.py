@@ -24,20 +24,14 @@ class Operations:
 
     __slots__ = ()
 
-    expr: Expr
+    if TYPE_CHECKING:  # what LazyTensor has
+        expr: Expr
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    def dim(self) -> int:
-        raise NotImplementedError
-
-    def _apply(self, op: str, *others: Any, params: tuple[Any, ...] = ()) -> LazyTensor:
-        raise NotImplementedError
-
-    def _lift(self, other: Any, op: str) -> LazyTensor:
-        raise NotImplementedError
+        @property
+        def shape(self) -> tuple[int, ...]: ...
+        def dim(self) -> int: ...
+        def _apply(self, op: str, *others: Any, params: tuple[Any, ...] = ()) -> LazyTensor: ...
+        def _lift(self, other: Any, op: str) -> LazyTensor: ...
 
     # ── operators ─────────────────────────────────────────────────────────────────────────────────
 

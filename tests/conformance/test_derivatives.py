@@ -80,9 +80,30 @@ def test_forward_mode_is_the_transpose(record: oracles.OpRecord) -> None:
         np.testing.assert_allclose(a / scale, b / scale, atol=1e-12)
 
 
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.id)
+def test_gradients_in_float32_are_those_in_float64(record: oracles.OpRecord) -> None:
+    formula, e, arrays = _with_cotangent(record)
+    single = {n: a.astype(np.float32) for n, a in arrays.items()}
+    for n, dim in enumerate(record.dims):
+        if n in record.fixed:
+            continue
+        v = variable(n, dim, CATEGORIES[n])
+        gradient = node("Grad", formula, v, e)
+        (got,) = run("cpu", Spec(gradient, "Sum", 1, "float32"), single)
+        (want,) = run(
+            "cpu", Spec(gradient, "Sum", 1, "float64"), {n: a.astype(float) for n, a in single.items()}
+        )
+        assert got.dtype == np.float32
+        scale = np.abs(want).max() + 1
+        np.testing.assert_allclose(got / scale, want / scale, atol=1e-5)
+
+
 @pytest.mark.parity("G-71")
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.id)
-def test_second_gradient_is_that_of_finite_differences_of_the_first(record: oracles.OpRecord) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_gradient_is_that_of_finite_differences_of_the_first(
+    backend: str, record: oracles.OpRecord
+) -> None:
     formula, e, arrays = _with_cotangent(record)
     step = 1e-5
     v = variable(0, record.dims[0], I)
@@ -92,13 +113,13 @@ def test_second_gradient_is_that_of_finite_differences_of_the_first(record: orac
     u = variable(6, v.dim, category)
     arrays[6] = np.random.default_rng(3).normal(size=arrays[n].shape)
     first = node("Scalprod", u, node("Grad", formula, v, e))
-    got = _summed(node("Grad", first, v, constant(1)), category, arrays, "cpu")
+    got = _summed(node("Grad", first, v, constant(1)), category, arrays, backend)
     want = np.empty_like(got)
     for k in range(v.dim):
         up, down = (arrays | {n: arrays[n].copy()} for _ in range(2))
         up[n][..., k] += step
         down[n][..., k] -= step
-        a, b = (_summed(first, category, x, "cpu") for x in (up, down))
+        a, b = (_summed(first, category, x, backend) for x in (up, down))
         want[..., k] = ((a - b) / (2 * step))[..., 0]
     scale = np.abs(want).max() + 1
     np.testing.assert_allclose(got / scale, want / scale, atol=2e-6)

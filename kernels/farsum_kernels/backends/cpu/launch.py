@@ -20,6 +20,7 @@ from farsum_kernels.backends.cpu.vector import LLVM
 from farsum_kernels.backends.reference import finish_state, merge_lists, merge_states
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.lower import Program, Want, lower
+from farsum_kernels.formula.rewrite import simplified
 from farsum_kernels.job import COMPUTED_IN, RANGES, Extent, Part, Spec, output_dtypes
 from farsum_kernels.plan import UNROLL, Layout, Machine, Plan, layout_for, plan_for, plan_for_ranges
 
@@ -38,7 +39,10 @@ class Kernel:
         self.spec = spec
         self.machine = machine
         self.dtype = np.dtype(COMPUTED_IN[spec.dtype])
-        wants = [Want(part.formula, part.weight, part.rule.additive) for part in parts]
+        wants = [
+            Want(simplified(part.formula), part.weight and simplified(part.weight), part.rule.additive)
+            for part in parts
+        ]
         self.program: Program = lower(wants, UNROLL, list(LLVM))
         itemsize = self.dtype.itemsize
         self.layout: Layout = layout_for(self.program, [part.rule for part in parts], itemsize, machine)

@@ -17,6 +17,7 @@ launch (`pack`), so that the pair loop finds it ready made.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ def kernel_text(program: Program, parts: Sequence[Part], dtype: str, layout: Lay
     return Text(ir, len(packed), max(f.scratch for f in functions), states)
 
 
-class _Kernel(Emitter):
+class _Kernel(Emitter, ABC):
     """What both kernels share: the task loop, base pointers, the transposed rows of a task."""
 
     def __init__(self, name: str, program: Program, shape: Shape, lane: str, rows: int) -> None:
@@ -105,8 +106,9 @@ class _Kernel(Emitter):
         fn.jump(head)
         fn.at(done)
 
+    @abstractmethod
     def run_task(self) -> None:
-        raise NotImplementedError
+        """Emit what is done with the rows of a task."""
 
     def region(self, vectors: int, bytes_each: int) -> str:
         """A piece of the thread's scratch memory."""
