@@ -89,7 +89,7 @@ class Plan:
 
 
 def layout_for(program: Program, rules: Sequence[Reduction], itemsize: int, machine: Machine) -> Layout:
-    """Register blocking by the kind of work; measured on AVX-512 and AVX2 (docs/decisions)."""
+    """Register blocking by the kind of work: measured with AVX-512, by the count of registers for the others."""
     lanes, wide = machine.vector_bytes // itemsize, machine.registers >= 32
     looped = any(instr.prim is Prim.FOLD and _pairwise(program, n) for n, instr in enumerate(program.code))
     blockings = [_blocking(t, rule, wide, looped) for t, rule in zip(program.terms, rules, strict=True)]

@@ -33,10 +33,6 @@ class Worker:
         self.name = native.host()[0]
         self.threads = machine.threads
 
-    def compile(self, spec: Spec) -> None:
-        """Make a reduction ready, so that the first `start` does not wait for the compiler."""
-        self._compiler.kernel(spec)
-
     def start(self, spec: Spec, arrays: Mapping[int, Array], outputs: Sequence[Array] | None = None) -> Run:
         """Bind a job. Its results are written into `outputs` when given, C-ordered arrays of the right shapes.
 
@@ -45,10 +41,6 @@ class Worker:
         """
         extent = check_arrays(spec, arrays)
         return Run(self._compiler, spec, arrays, extent, outputs)
-
-    def explain(self, spec: Spec, extent: Extent) -> Mapping[str, str]:
-        """The plan of a job, without running it."""
-        return self._compiler.kernel(spec).plan(extent).describe()
 
 
 class Run:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.expr import I, J, P, node, variable
 from farsum_kernels.formula.lower import Want, lower
-from farsum_kernels.job import Spec
-from tests.evaluate import run
+from farsum_kernels.job import Extent, Spec
+from tests.evaluate import run, worker
 
 x, y, b, e = variable(0, 3, I), variable(1, 3, J), variable(2, 2, J), variable(3, 1, I)
 
@@ -35,6 +36,18 @@ def test_float16() -> None:
     (nearest,) = run("cpu", Spec(d, "ArgMin", 1, "float16"), {0: p, 1: q})
     assert nearest.dtype == np.int64 and nearest.max() > 2048
     np.testing.assert_array_equal(nearest[:, 0], want.argmin(1))
+
+
+@pytest.mark.parity("X-71", "R-43")
+def test_rows_that_float32_cannot_count_are_refused() -> None:
+    compiler = worker()._compiler
+    nearest = compiler.kernel(Spec(node("SqDist", x, y), "ArgMin", 1, "float32"))
+    nearest.check_indices(Extent(1, 2**31 - 1, ()))  # past 1.6e7, where indices kept as floats end
+    with pytest.raises(FormulaTooLarge, match="need float64"):
+        nearest.check_indices(Extent(1, 2**31, ()))
+    numbered = compiler.kernel(Spec(node("Mult", x, node("RowIndex", y)), "Sum", 1, "float32"))
+    with pytest.raises(FormulaTooLarge, match="row numbers"):
+        numbered.check_indices(Extent(1, 2**24 + 1, ()))
 
 
 def test_bfloat16_travels_as_uint16() -> None:

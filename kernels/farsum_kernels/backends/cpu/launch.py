@@ -20,14 +20,17 @@ from farsum_kernels.backends.cpu.vector import LLVM
 from farsum_kernels.backends.reference import finish_state, merge_lists, merge_states
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.lower import Program, Want, lower
+from farsum_kernels.formula.reductions import Kind
 from farsum_kernels.formula.rewrite import simplified
 from farsum_kernels.job import COMPUTED_IN, RANGES, Extent, Part, Spec, output_dtypes
 from farsum_kernels.plan import UNROLL, Layout, Machine, Plan, layout_for, plan_for, plan_for_ranges
+from farsum_kernels.scalar.ir import Prim
 
 Array = NDArray[Any]
 
 MAX_TEXT_BYTES = 8 << 20
-NAME = "cpu"
+# How far the indices that ride in float32 lanes count, as int32, and as numbers of a formula.
+MAX_INT32, MAX_FLOAT32 = (1 << 31) - 1, 1 << 24
 _POINTERS = (c_void_p,) * 6
 
 
@@ -56,6 +59,22 @@ class Kernel:
         self.main = self._library.function("main", *signature)
         self.pack = self._library.function("pack", *signature) if self.text.packed else None
         self.work_per_pair = self.program.flops_per_pair()
+        self._kinds = {kind for part in parts for kind in part.rule.state(1, 1)}
+        self._numbers_rows = any(instr.prim is Prim.ROW for instr in self.program.code)
+
+    def check_indices(self, extent: Extent) -> None:
+        """Raise FormulaTooLarge when rows cannot be counted in the dtype of the arithmetic."""
+        if self.dtype == np.float64:
+            return
+        if Kind.INDEX in self._kinds and extent.n > MAX_INT32:
+            raise FormulaTooLarge(
+                f"indices of {extent.n} columns need float64 arrays; float32 counts to {MAX_INT32}"
+            )
+        if self._numbers_rows and max(extent.m, extent.n) > MAX_FLOAT32:
+            raise FormulaTooLarge(
+                f"row numbers up to {max(extent.m, extent.n)} in a formula need float64 arrays; "
+                f"float32 is exact to {MAX_FLOAT32}"
+            )
 
     def plan(self, extent: Extent) -> Plan:
         """How a job of these sizes would be cut up."""
@@ -81,6 +100,7 @@ class Launch:
     def __init__(self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> None:
         self._kernel = kernel
         self._extent = _reduced_over_j(kernel.spec, extent)
+        kernel.check_indices(self._extent)
         plan = kernel.plan(extent)
         batches = prod(extent.batch)
         slots = kernel.program.slots

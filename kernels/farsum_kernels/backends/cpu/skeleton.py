@@ -1,8 +1,7 @@
 """The one kernel of the CPU backend, steered by a layout.
 
 A kernel is called by several threads at once. Each pulls task numbers from a shared counter until the
-end of the slice; raising the counter past the end stops them all. A task is up to `rows` vectors of
-rows, reduced over a list of spans of columns:
+end of the slice. A task is up to `rows` vectors of rows, reduced over a list of spans of columns:
 
     tasks   i64[task][5]   batch, first row, end row, first span, end span
     spans   i64[span][2]   first column, end column
