@@ -67,6 +67,13 @@ def checked(x: Array, what: str = "the array") -> Array:
     return x
 
 
+def as_reals(x: Any) -> Any:
+    """A complex array as interleaved (re, im) pairs, the last axis twice as long; anything else as it is."""
+    if not isinstance(x, np.ndarray) or x.dtype.kind != "c":
+        return x
+    return np.ascontiguousarray(x).view(x.real.dtype)
+
+
 def promoted(a: str | None, b: str | None) -> str | None:
     """The dtype of a formula over arrays of two dtypes: NumPy's; numbers and lists (None) do not count."""
     if a is None or b is None or a == b:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from farsum.arrays import Array, as_ranges, checked
+from farsum.arrays import Array, as_ranges, as_reals, checked
 from farsum.target import prepared
 from farsum_kernels.errors import (
     AxisError,
@@ -141,6 +141,7 @@ class Genred:
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
         _check_backend(backend)
+        args = tuple(map(as_reals, args))
         arrays = self._inputs(args)
         for argument, array in zip(self._arguments, args, strict=True):
             checked(array, argument.label)

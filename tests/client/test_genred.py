@@ -343,6 +343,17 @@ def test_misuse_of_the_call(call, error: type[Exception], words: str) -> None:
         call(Genred("SqDist(x,y)", XY, axis=1))
 
 
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+def test_complex_arrays_are_interleaved_reals(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    z, w = (rng.normal(size=(n, 2)) + 1j * rng.normal(size=(n, 2)) for n in (5, 7))
+    z, w = z.astype(dtype), w.astype(dtype)
+    product = Genred("ComplexMult(z, Conj(w))", ["z = Vi(4)", "w = Vj(4)"], axis=1)(z, w)
+    assert product.dtype == z.real.dtype
+    tolerance = 1e-5 if dtype is np.complex64 else 1e-13
+    np.testing.assert_allclose(product.view(dtype), (z[:, None] * w[None].conj()).sum(1), rtol=tolerance)
+
+
 @mark.parity("G-25", "X-15")
 def test_arrays_of_two_dtypes_promote_as_in_numpy() -> None:
     mixed = Genred("SqDist(x,y)", XY, axis=1)(x, y.astype(np.float32))
