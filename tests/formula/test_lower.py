@@ -30,6 +30,19 @@ def test_values_are_placed_where_their_inputs_live() -> None:
     assert program.scopes[program.terms[0].value[0]] == {"i", "j"}
 
 
+def test_a_factor_of_an_exponent_takes_the_logarithm_of_e_along() -> None:
+    d = node("SqDist", x, y)
+    for f in (node("Mult", p, d), node("Minus", node("Mult", d, p)), node("Divide", d, p)):
+        program = lower([Want(node("Exp", f))], unroll=6)
+        prims = [i.prim for i in program.code]
+        assert Prim.EXP2 in prims and Prim.EXP not in prims
+        per_pair = [i.prim for i, s in zip(program.code, program.scopes, strict=True) if s == {"i", "j"}]
+        assert per_pair[-2:] == [Prim.MUL, Prim.EXP2]  # log2(e) and the sign are in the factor
+    # The product of a row and a column is exact in neither, so nothing is gained by one more rounding.
+    plain = lower([Want(node("Exp", node("Scalprod", variable(0, 1, I), variable(1, 1, J))))], unroll=6)
+    assert Prim.EXP2 not in [i.prim for i in plain.code]
+
+
 def test_common_subexpressions_are_computed_once() -> None:
     d = node("SqDist", x, y)
     once = lower([Want(node("Exp", d))], unroll=6)

@@ -25,6 +25,7 @@ NUMPY: dict[Prim, Callable[..., Any]] = {
     Prim.ABS: np.abs,
     Prim.SQRT: np.sqrt,
     Prim.EXP: np.exp,
+    Prim.EXP2: np.exp2,
     Prim.LOG: np.log,
     Prim.SIN: np.sin,
     Prim.COS: np.cos,

@@ -204,6 +204,7 @@ class Program:
 # In units of one fused multiply-add.
 _COST = {
     Prim.EXP: 9.0,
+    Prim.EXP2: 7.0,
     Prim.LOG: 12.0,
     Prim.SIN: 14.0,
     Prim.COS: 14.0,

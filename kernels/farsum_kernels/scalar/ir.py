@@ -11,6 +11,7 @@ formulas give equal code: no name comes from outside the block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -40,6 +41,7 @@ class Prim(Enum):
     SQRT = auto()
     RSQRT = auto()
     EXP = auto()
+    EXP2 = auto()
     LOG = auto()
     SIN = auto()
     COS = auto()
@@ -277,7 +279,7 @@ def _unary(prim: Prim) -> Callable[[Val], Val]:
     return lambda x: x.block.emit(prim, x)
 
 
-exp, log, sin, cos = map(_unary, (Prim.EXP, Prim.LOG, Prim.SIN, Prim.COS))
+log, sin, cos = map(_unary, (Prim.LOG, Prim.SIN, Prim.COS))
 asin, acos, atan = map(_unary, (Prim.ASIN, Prim.ACOS, Prim.ATAN))
 sqrt, absolute, floor, nearest = map(_unary, (Prim.SQRT, Prim.ABS, Prim.FLOOR, Prim.ROUND))
 
@@ -304,6 +306,22 @@ def quotient(a: Val, b: Val) -> Val:
     if pair <= scopes[a.index] | scopes[b.index] and not pair <= scopes[b.index]:
         return a * (1.0 / b)
     return a / b
+
+
+def exp(a: Val) -> Val:
+    """e^a. In e^(±k·v) with only v of the pair, k takes log2(e) along outside the pair loop: 2^((±k·log2 e)·v).
+
+    That is one more rounding of k, of the size of those that v has behind it.
+    """
+    block, pair = a.block, {I, J}
+    product, sign = block.code_at(a.index), 1.0
+    if product.prim is Prim.NEG:
+        product, sign = block.code_at(product.args[0]), -1.0
+    if product.prim is Prim.MUL:
+        for k, v in (product.args, product.args[::-1]):
+            if pair <= block.scopes[v] and not pair <= block.scopes[k]:
+                return block.emit(Prim.EXP2, Val(block, k) * (sign * math.log2(math.e)) * Val(block, v))
+    return block.emit(Prim.EXP, a)
 
 
 def atan2(a: Val, b: Val) -> Val:

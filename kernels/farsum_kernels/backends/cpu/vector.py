@@ -169,6 +169,18 @@ class Vec:
         n = self.intrinsic("roundeven", self.binary("fmul", x, s.number(big)))
         minus_n = self.fn.let(f"fneg {self.f} {n}")
         f = self.fma(x, s.number(small), self.fma(x, s.number(big), minus_n))
+        return self._two_to(n, f)
+
+    def exp2(self, x: str) -> str:
+        """2^x to 2 ulp; 0 and inf outside the range, NaN stays."""
+        low, high = (-151.0, 129.0) if self.shape.scalar == "float" else (-1077.0, 1025.0)
+        x = self._clamped(x, low, high)
+        n = self.intrinsic("roundeven", x)
+        return self._two_to(n, self.binary("fsub", x, n))
+
+    def _two_to(self, n: str, f: str) -> str:
+        """2^(n + f) for a whole n and |f| of at most a half."""
+        s = self.shape
         p = self.fma(self._polynomial(f, co.EXP2[s.scalar]), f, s.number(1.0))
         return self._scaled(p, n)
 
@@ -293,6 +305,7 @@ LLVM: dict[Prim, Callable[..., Value]] = {
     Prim.ABS: _intrinsic("fabs"),
     Prim.SQRT: _intrinsic("sqrt"),
     Prim.EXP: _f("exp"),
+    Prim.EXP2: _f("exp2"),
     Prim.LOG: _f("log"),
     Prim.SIN: _f("sin"),
     Prim.COS: _f("cos"),
