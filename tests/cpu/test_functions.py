@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from farsum_kernels.formula.expr import I, node, variable
+from farsum_kernels.formula.expr import I, J, P, node, variable
 from farsum_kernels.job import Spec
 from tests.evaluate import run
 
@@ -61,6 +61,29 @@ def test_error_in_units_of_the_last_place(
 def test_exp_of_zero_is_exactly_one(dtype: str) -> None:
     (got,) = run("cpu", Spec(node("Exp", variable(0, 1, I)), "Max", 1, dtype), {0: np.zeros((20, 1), dtype)})
     assert (got == 1).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exp_of_a_scaled_pair(dtype: str) -> None:
+    # e^(k·v) is taken as 2^((k·log2 e)·v) here: within the roundings of the exponent, and right at the edges.
+    limit = 87 if dtype == "float32" else 700
+    edges = [0.0, -0.0, np.nan, np.inf, -np.inf, 3 * limit, -3 * limit, -1.15 * limit, -1.04 * limit]
+    v = (np.concatenate([edges, _spread(-limit, limit, 4000)]) / 0.7).astype(dtype)[:, None]
+    k = np.array([0.7], dtype)
+    f = node("Exp", node("Mult", variable(2, 1, P), node("Add", variable(0, 1, I), variable(1, 1, J))))
+    (got,) = run("cpu", Spec(f, "Sum", 1, dtype), {0: v, 1: np.zeros((1, 1), dtype), 2: k})
+    exponent = k.astype(np.longdouble) * v
+    with np.errstate(over="ignore"):
+        want = np.exp(exponent)
+        rounded = want.astype(dtype)
+    assert (got[:2] == 1).all()
+    assert np.isnan(got[2, 0])
+    np.testing.assert_array_equal(got[3:7, 0], [np.inf, 0, np.inf, 0])
+    tiny = float(np.finfo(dtype).smallest_subnormal)
+    eps = float(np.finfo(dtype).eps)
+    error = np.abs(got[7:].astype(np.longdouble) - rounded[7:])
+    bound = (2 + 1.5 * np.abs(exponent[7:])) * eps * want[7:] + 2 * tiny
+    assert (error <= bound).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
