@@ -1,7 +1,8 @@
-"""Arrays as a LazyTensor holds them: what each argument is, and how to recognise it again."""
+"""What a LazyTensor holds: arrays, numbers and places that are filled later, each told apart and recognised again."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,52 +10,107 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum_kernels.errors import DtypeError, ShapeError
-from farsum_kernels.formula.expr import I, J, P
+from farsum_kernels.errors import AxisError, DtypeError, OperandError, ShapeError
+from farsum_kernels.formula.expr import I, J, P, variable
 from farsum_kernels.job import DTYPES, RANGES, dtype_name
 
 Array = NDArray[Any]
 
+_COMPLEX_OF = {"float32": "complex64", "float64": "complex128"}
 
-@dataclass(frozen=True, eq=False, slots=True)
+
 class Input:
-    """One input of a formula: rows of x_i (..., M, D), of y_j (..., N, D), or a parameter (..., D).
+    """One array of a formula: rows of x_i (..., M, D), of y_j (..., N, D), or a parameter (..., D).
 
     A loose input is a Python number or list: it has no dtype of its own and takes that of the job.
     """
 
-    array: Array
-    category: int
-    loose: bool = False
+    __slots__ = ("array", "batch", "category", "dim", "key", "loose", "rows")
+
+    def __init__(self, array: Array, category: int, loose: bool = False) -> None:
+        shape = array.shape
+        self.array = array
+        self.category = category
+        self.loose = loose
+        self.dim: int = shape[-1]
+        self.rows: int | None = None if category == P else shape[-2]
+        self.batch: tuple[int, ...] = shape[:-1] if category == P else shape[:-2]
+        # Equal for two inputs that read the same memory in the same way: they are then one variable.
+        self.key: object = id(self)
+        if not loose:
+            address = array.__array_interface__["data"][0]
+            self.key = address, shape, array.strides, array.dtype, category
 
     @property
-    def key(self) -> object:
-        """Equal for two inputs that read the same memory in the same way: they are then one variable."""
-        if self.loose:
-            return id(self)
-        face = self.array.__array_interface__
-        return face["data"][0], self.array.shape, self.array.strides, self.array.dtype.str, self.category
-
-    @property
-    def dim(self) -> int:
-        return int(self.array.shape[-1])
-
-    @property
-    def rows(self) -> int:
-        return int(self.array.shape[-2])
-
-    @property
-    def batch(self) -> tuple[int, ...]:
-        return self.array.shape[: -1 if self.category == P else -2]
+    def dtype(self) -> str | None:
+        return None if self.loose else dtype_name(self.array.dtype)
 
     def swapped(self) -> Input:
         """The same rows along the other axis."""
-        return Input(self.array, (J, I, P)[self.category], self.loose)
+        return self if self.category == P else Input(self.array, J if self.category == I else I, self.loose)
+
+    def of(self, dtype: str) -> Array:
+        """The array in the dtype of a job; itself, if it has it."""
+        return self.array if dtype_name(self.array.dtype) == dtype else self.array.astype(dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Input, (self.array, self.category, self.loose)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place of a formula for an array that is given when it is called: the variable (index, dim, category)."""
+
+    index: int
+    dim: int
+    category: int
+
+    rows = None
+    batch = ()
+    dtype = None
+    loose = False
+
+    @property
+    def key(self) -> object:
+        return "slot", self.index
+
+    def swapped(self) -> Slot:
+        """The same place along the other axis."""
+        return Slot(self.index, self.dim, (J, I, P)[self.category])
+
+    def __str__(self) -> str:
+        return f"Var({self.index}, {self.dim}, {self.category})"
+
+
+Held = Input | Slot
 
 
 def is_number(x: object) -> bool:
     """A Python or NumPy real number; not a bool."""
     return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
+
+
+def is_complex(x: object) -> bool:
+    """A complex number, a list that holds one, or a complex array."""
+    if isinstance(x, np.ndarray):
+        return x.dtype.kind == "c"
+    if isinstance(x, list | tuple):
+        return any(isinstance(v, complex | np.complexfloating) for v in x)
+    return isinstance(x, complex | np.complexfloating)
+
+
+def complex_name(dtype: str | None) -> str | None:
+    """The dtype of complex numbers whose parts have a dtype."""
+    return None if dtype is None else _COMPLEX_OF[dtype]
+
+
+def described(x: object) -> str:
+    """What an argument is, for a message: the kind of an array too, recognised without importing its library."""
+    for library, kind in (("torch", "Tensor"), ("jax", "Array"), ("cupy", "ndarray")):
+        module = sys.modules.get(library)
+        if module is not None and isinstance(x, getattr(module, kind, ())):
+            return f"{library}.{type(x).__name__} (farsum.numpy takes NumPy arrays: convert it, e.g. with .numpy())"
+    return type(x).__name__
 
 
 def checked(x: Array, what: str = "the array") -> Array:
@@ -71,6 +127,11 @@ def as_reals(x: Any) -> Any:
     """A complex array as interleaved (re, im) pairs, the last axis twice as long; anything else as it is."""
     if not isinstance(x, np.ndarray) or x.dtype.kind != "c":
         return x
+    if x.dtype.itemsize > 16:
+        raise DtypeError(
+            f"an array of shape {x.shape} has dtype {x.dtype}; supported are complex64 and complex128"
+        )
+    x = np.atleast_1d(x)
     return np.ascontiguousarray(x).view(x.real.dtype)
 
 
@@ -82,8 +143,73 @@ def promoted(a: str | None, b: str | None) -> str | None:
 
 
 def loose(values: Any) -> Input:
-    """A parameter from Python numbers."""
-    return Input(np.atleast_1d(np.asarray(values, np.float64)), P, loose=True)
+    """A parameter from Python numbers; complex ones as pairs."""
+    kind = np.complex128 if is_complex(values) else np.float64
+    return Input(np.atleast_1d(as_reals(np.asarray(values, kind))), P, loose=True)
+
+
+def read(x: Any, axis: int | None) -> Held:
+    """What the argument of a LazyTensor is, and along which axis it runs; complex arrays as pairs of reals.
+
+    Raises ShapeError, DtypeError, AxisError or OperandError when it can be nothing.
+    """
+    if type(x) is tuple:
+        return _symbol(x, axis)
+    if isinstance(x, np.ndarray) and type(x) is not np.ndarray and not isinstance(x, np.memmap):
+        raise OperandError(f"a LazyTensor is made from a plain NumPy array, not {type(x).__name__}")
+    if isinstance(x, np.ndarray):
+        return _read_array(x, axis)
+    if isinstance(x, bool | np.bool_) or not (is_number(x) or is_complex(x) or isinstance(x, list)):
+        raise OperandError(
+            f"a LazyTensor is made from an array, a number or a list of numbers, not {described(x)}"
+        )
+    if axis not in (None, 2):
+        raise AxisError("numbers and lists are parameters; they take no axis")
+    if isinstance(x, list) and not (x and all(is_number(v) or is_complex(v) for v in x)):
+        raise DtypeError(f"a parameter list holds numbers, at least one; received {x!r}")
+    return loose(x)
+
+
+def _symbol(x: tuple[Any, ...], axis: int | None) -> Slot:
+    if axis is not None:
+        raise AxisError(f"the symbolic variable {x} says itself what it is; it takes no axis")
+    if len(x) != 3 or any(type(v) is not int for v in x):
+        raise ShapeError(
+            f"a symbolic variable is three ints, (index, dimension, category) with category 0 for i, 1 for j, "
+            f"2 for a parameter; received {x!r}. For a parameter vector pass a list"
+        )
+    variable(*x)  # raises for what cannot be
+    return Slot(*x)
+
+
+def _read_array(x: Array, axis: int | None) -> Input:
+    x = checked(as_reals(x))
+    if x.ndim == 2:
+        if axis not in (0, 1):
+            raise ShapeError(
+                f"a 2-D array of shape {x.shape} can be rows of x_i or of y_j: write LazyTensor(x[:, None, :]) or "
+                f"Vi(x) for x_i, LazyTensor(x[None, :, :]) or Vj(x) for y_j"
+            )
+        return Input(x, axis)
+    if x.ndim < 2:
+        if axis not in (None, 2):
+            raise AxisError(f"an array of shape {x.shape} is a parameter; it takes no axis")
+        if x.size == 0:
+            raise ShapeError("a parameter vector has at least one entry")
+        return Input(np.atleast_1d(x), P)
+    if axis is not None:
+        raise AxisError(f"an array of shape {x.shape} says itself what it is; it takes no axis")
+    m, n = x.shape[-3:-1]
+    if m == 1 and n == 1:
+        return Input(x[..., 0, 0, :], P)
+    if n == 1:
+        return Input(x[..., 0, :], I)
+    if m == 1:
+        return Input(x[..., 0, :, :], J)
+    raise ShapeError(
+        f"an array of shape {x.shape} is no row of points: x_i has shape (..., M, 1, D), y_j (..., 1, N, D), "
+        f"a parameter (..., 1, 1, D)"
+    )
 
 
 def as_ranges(ranges: Sequence[Array] | None) -> dict[int, Array]:

@@ -6,39 +6,27 @@ A formula is checked when it is written, arrays when it is called; nothing is se
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from farsum.arrays import Array, as_ranges, as_reals, checked
-from farsum.target import prepared
+from farsum.arrays import Array, as_reals, checked, described
+from farsum.compute import Computation, accuracy_of, check_backend, counting
 from farsum_kernels.errors import (
     AxisError,
     DimensionError,
     DtypeError,
-    EngineMissing,
     FormulaError,
+    OperandError,
     ShapeError,
 )
-from farsum_kernels.formula.aliases import Argument, read_alias
-from farsum_kernels.formula.expr import Expr, P, node, variables
-from farsum_kernels.formula.reductions import Kind, reduction_named
+from farsum_kernels.formula.aliases import read_alias
+from farsum_kernels.formula.expr import P
 from farsum_kernels.formula.text import parse
-from farsum_kernels.job import (
-    DTYPES,
-    Extent,
-    Options,
-    Spec,
-    check_arrays,
-    output_dtypes,
-    output_shapes,
-)
+from farsum_kernels.job import DTYPES
 
-_BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
-_SCHEMES = ("auto", "direct_sum", "block_sum", "kahan_scheme")
-_GPU = ("GPU", *(f"GPU_{d}D{where}" for d in (1, 2) for where in ("", "_device", "_host")))
-_BACKENDS = ("auto", "CPU", *_GPU)
+if TYPE_CHECKING:
+    from farsum.explain import Explanation
 
 
 class Genred:
@@ -84,7 +72,7 @@ class Genred:
     ) -> None:
         if isinstance(axis, bool) or not isinstance(axis, int | np.integer) or axis not in (0, 1):
             raise AxisError(f"axis must be 0 (reduce over i) or 1 (reduce over j), not {axis!r}")
-        _check_accuracy(reduction_op, dtype_acc, use_double_acc, sum_scheme)
+        accuracy = accuracy_of(reduction_op, dtype_acc, use_double_acc, sum_scheme)
         parsed = parse(formula, aliases, formula2)
         if parsed.reduction:
             raise FormulaError(
@@ -97,26 +85,19 @@ class Genred:
         declared = {read_alias(text, place).index for place, text in enumerate(aliases)}
         self.aliases = [*aliases, *(str(a) for a in parsed.arguments if a.index not in declared)]
         self.nargs = parsed.nargs
-        self.optional_flags = {
-            "dtype_acc": "float64" if use_double_acc else dtype_acc,
-            "sum_scheme": sum_scheme,
-        }
+        self.optional_flags = {"dtype_acc": accuracy.dtype_acc, "sum_scheme": accuracy.sum_scheme}
         extra = [reduction_op, formula, self.opt_arg, 1 - self.axis, formula2]
         self.formula = f"{extra[0]}_Reduction({','.join(str(e) for e in extra[1:] if e is not None)})"
         self._dtype = _named_dtype(cuda_type if dtype is None else dtype)
-        self._root, self._weight = _counting_all(parsed.root, parsed.weight, parsed.arguments), parsed.weight
-        # What cannot be reduced is refused here, not at the first call.
         try:
-            _spec(
-                parsed.root,
-                parsed.weight,
-                reduction_op,
-                self.axis,
-                self._dtype or "float32",
-                self.opt_arg or 0,
-            )
+            Computation(parsed.root, parsed.weight, reduction_op, self.axis, self.opt_arg or 0)
         except FormulaError as error:
             raise type(error)(f"{error}; the formula is {formula!r}") from None
+        every = [argument.variable for argument in parsed.arguments]
+        root = counting(parsed.root, parsed.weight, every)
+        self.computation = Computation(
+            root, parsed.weight, reduction_op, self.axis, self.opt_arg or 0, accuracy
+        )
 
     def __repr__(self) -> str:
         return f"Genred({self._text!r}, {self.aliases}, {self.reduction_op!r}, axis={self.axis})"
@@ -140,7 +121,19 @@ class Genred:
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
-        _check_backend(backend)
+        check_backend(backend)
+        arrays, dtype = self._typed(args)
+        names = {a.index: a.label for a in self._arguments}
+        return self.computation.run(arrays, dtype, names, ranges, out, deadline_s)
+
+    def explain(self, *args: Array) -> Explanation:
+        """What a call on these arrays computes, sends and costs, without computing anything."""
+        from farsum.explain import explained
+
+        return explained(self.computation, *self._typed(args), self.formula)
+
+    def _typed(self, args: Sequence[Any]) -> tuple[dict[int, Array], str]:
+        """The arrays by variable index, all of one dtype."""
         args = tuple(map(as_reals, args))
         arrays = self._inputs(args)
         for argument, array in zip(self._arguments, args, strict=True):
@@ -149,29 +142,7 @@ class Genred:
         if dtype is None:
             dtype = str(np.result_type(*args))
             arrays = {n: a.astype(dtype, copy=False) for n, a in arrays.items()}
-        self._check_accumulator(dtype)
-        spec = self._spec(dtype)
-        extent = check_arrays(spec, arrays | as_ranges(ranges), {a.index: a.label for a in self._arguments})
-        if out is not None:
-            _check_out(out, spec, extent)
-        values = self._computed(spec, arrays, as_ranges(ranges), Options(deadline_s=deadline_s))
-        if out is not None:
-            out[...] = values[0]
-            return out
-        return values[0] if len(values) == 1 else values
-
-    def _computed(
-        self, spec: Spec, arrays: dict[int, Array], ranges: dict[int, Array], options: Options
-    ) -> tuple[Array, ...]:
-        flags, dtype = self.optional_flags, spec.dtype
-        wide = flags["dtype_acc"] == "float64" or flags["sum_scheme"] == "kahan_scheme"
-        if wide and dtype != "float64":
-            spec, arrays = self._spec("float64"), {n: a.astype(np.float64) for n, a in arrays.items()}
-        values = prepared(spec).run(arrays | ranges, options).values
-        return tuple(v.astype(dtype) for v in values) if spec.dtype != dtype else values
-
-    def _spec(self, dtype: str) -> Spec:
-        return _spec(self._root, self._weight, self.reduction_op, self.axis, dtype, self.opt_arg or 0)
+        return arrays, dtype
 
     def _inputs(self, args: Sequence[Array]) -> dict[int, Array]:
         """The arrays by variable index. A parameter may be written like one row, or without its axis."""
@@ -180,7 +151,7 @@ class Genred:
             raise ShapeError(f"expected {self.nargs} arguments ({words}), received {len(args)}")
         for argument, array in zip(self._arguments, args, strict=True):
             if not isinstance(array, np.ndarray):
-                raise DtypeError(f"{argument.label} must be a NumPy array, not {type(array).__name__}")
+                raise OperandError(f"{argument.label} must be a NumPy array, not {described(array)}")
         if not args:
             raise FormulaError(f"{self._text} has no arguments: there is nothing to reduce")
         rank = max((a.ndim for v, a in zip(self._arguments, args, strict=True) if v.category != P), default=2)
@@ -188,16 +159,6 @@ class Genred:
             v.index: _parameter(a, rank) if v.category == P else a
             for v, a in zip(self._arguments, args, strict=True)
         }
-
-    def _check_accumulator(self, dtype: str) -> None:
-        wanted = self.optional_flags["dtype_acc"]
-        if wanted != "auto" and _BITS[wanted] < _BITS[dtype]:
-            raise FormulaError(f"dtype_acc={wanted!r} is narrower than the arrays, which are {dtype}")
-
-
-@lru_cache(maxsize=1024, typed=True)
-def _spec(root: Expr, weight: Expr | None, reduction: str, axis: int, dtype: str, k: int) -> Spec:
-    return Spec(root, reduction, axis, dtype, weight, k)
 
 
 def _kept(k: Any) -> int | None:
@@ -207,38 +168,10 @@ def _kept(k: Any) -> int | None:
     raise FormulaError(f"opt_arg is the int K of a reduction that keeps K, not {k!r}")
 
 
-def _counting_all(root: Expr, weight: Expr | None, arguments: Sequence[Argument]) -> Expr:
-    """The formula, with arguments that it does not use added as nothing.
-
-    They count for the number of rows and the batch shape. A structural zero times them is never computed.
-    """
-    used = variables(root) if weight is None else variables(root, weight)
-    for argument in arguments:
-        if argument.index not in used:
-            nothing = node("Mult", node("Zero", params=(1,)), node("Sum", argument.variable))
-            root = node("Add", root, nothing)
-    return root
-
-
 def _parameter(array: Array, rank: int) -> Array:
     if array.ndim == 0:
         return array.reshape(1)
     return array[..., 0, :] if array.ndim == rank and array.shape[-2] == 1 else array
-
-
-def _check_out(out: Array, spec: Spec, extent: Extent) -> None:
-    """Raise unless `out` can receive the result."""
-    shapes, dtypes = output_shapes(spec, extent), output_dtypes(spec)
-    if len(shapes) > 1:
-        raise FormulaError(f"{spec.reduction} gives {len(shapes)} arrays; out takes one")
-    shape, dtype = shapes[0], dtypes[0]
-    if not isinstance(out, np.ndarray) or out.dtype.name != dtype:
-        what = f"dtype {out.dtype}" if isinstance(out, np.ndarray) else f"type {type(out).__name__}"
-        raise DtypeError(f"out has {what}; the result is a NumPy array of dtype {dtype}")
-    if out.shape != shape:
-        raise ShapeError(f"out has shape {out.shape}; the result has shape {shape}")
-    if not out.flags.writeable:
-        raise ShapeError("out is read-only")
 
 
 def _named_dtype(dtype: Any) -> str | None:
@@ -251,31 +184,6 @@ def _named_dtype(dtype: Any) -> str | None:
     if name not in DTYPES:
         raise DtypeError(f"dtype {name} is not one of {', '.join(DTYPES)}")
     return name
-
-
-def _check_backend(backend: str) -> None:
-    if backend not in _BACKENDS:
-        raise FormulaError(f"backend {backend!r} is not one of {', '.join(_BACKENDS)}")
-    if backend in _GPU:
-        raise EngineMissing(
-            f"backend={backend!r} needs a CUDA engine, and none is connected; use 'auto' or 'CPU'"
-        )
-
-
-def _check_accuracy(reduction: str, dtype_acc: str, use_double_acc: bool, sum_scheme: str) -> None:
-    """Raise FormulaError for options that contradict each other or the reduction."""
-    if dtype_acc not in ("auto", "float16", "float32", "float64"):
-        raise FormulaError(f"dtype_acc must be 'auto', 'float16', 'float32' or 'float64', not {dtype_acc!r}")
-    if sum_scheme not in _SCHEMES:
-        raise FormulaError(f"sum_scheme must be one of {', '.join(_SCHEMES)}, not {sum_scheme!r}")
-    if use_double_acc and dtype_acc != "auto":
-        raise FormulaError("give dtype_acc or use_double_acc, not both")
-    if Kind.WIDE in reduction_named(reduction).state(1, 1):
-        return
-    if use_double_acc or dtype_acc != "auto":
-        raise FormulaError(f"{reduction} adds nothing up: it takes neither dtype_acc nor use_double_acc")
-    if sum_scheme not in ("auto", "direct_sum"):
-        raise FormulaError(f"{reduction} adds nothing up: sum_scheme={sum_scheme!r} does not fit it")
 
 
 # ── the generic_* helpers ─────────────────────────────────────────────────────────────────────────
@@ -319,7 +227,7 @@ def _generic(
     if "axis" in options:
         raise TypeError(f"axis follows from the output {output!r}")
     made = Genred(formula, list(aliases), reduction, 1 - declared.category, **options)
-    width = made._spec("float32").parts[0].output_tail()[0]
+    width = made.computation.spec("float32").parts[0].output_tail()[0]
     if width != declared.dim:
         raise DimensionError(
             f"the output {output!r} has dimension {declared.dim}; {made.formula} gives {width}"

@@ -12,67 +12,90 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from farsum.arrays import is_number
-from farsum_kernels.errors import AxisError, DimensionError, FormulaError
-from farsum_kernels.formula.expr import VAR, Expr
+from farsum.frame import EMPTY
+from farsum.lazy import Lazy, lift, make, need
+from farsum_kernels.errors import AxisError, DimensionError, FormulaError, InputMissing, OperandError
+from farsum_kernels.formula.expr import VAR, constant, node
 
 if TYPE_CHECKING:
+    from farsum.complex import ComplexLazyTensor
     from farsum.lazytensor import LazyTensor
 
 
-class Operations:
+class Operations(Lazy):
     """What can be written with one LazyTensor and others. A part of LazyTensor, never used alone."""
 
     __slots__ = ()
 
-    if TYPE_CHECKING:  # what LazyTensor has
-        expr: Expr
-
-        @property
-        def shape(self) -> tuple[int, ...]: ...
-        def dim(self) -> int: ...
-        def _apply(self, op: str, *others: Any, params: tuple[Any, ...] = ()) -> LazyTensor: ...
-        def _lift(self, other: Any, op: str) -> LazyTensor: ...
-
     # ── operators ─────────────────────────────────────────────────────────────────────────────────
 
-    def __add__(self, other: Any) -> LazyTensor:
+    def _combined(self, op: str, other: Any, flipped: bool = False) -> Any:
+        """op(self, other), or op(other, self); complex when the other is."""
+        other = lift(other, op)
+        if other.is_complex:
+            return other._combined(op, self, not flipped)
+        return self._apply(op, other, flipped=flipped)
+
+    def __add__(self, other: Any) -> Any:
         # Adding the number 0 gives the same object, so that sum([...]) and K = 0; K += … work.
-        return self if is_number(other) and other == 0 else self._apply("Add", other)  # type: ignore[return-value]
+        return self if is_number(other) and other == 0 else self._combined("Add", other)
 
-    __radd__ = __add__
+    def __radd__(self, other: Any) -> Any:
+        return self if is_number(other) and other == 0 else self._combined("Add", other, flipped=True)
 
-    def __sub__(self, other: Any) -> LazyTensor:
-        return self._apply("Subtract", other)
+    def __sub__(self, other: Any) -> Any:
+        return self if is_number(other) and other == 0 else self._combined("Subtract", other)
 
-    def __rsub__(self, other: Any) -> LazyTensor:
-        return self._lift(other, "Subtract")._apply("Subtract", self)
+    def __rsub__(self, other: Any) -> Any:
+        return -self if is_number(other) and other == 0 else self._combined("Subtract", other, flipped=True)
 
-    def __mul__(self, other: Any) -> LazyTensor:
-        return self._apply("Mult", other)
+    def __mul__(self, other: Any) -> Any:
+        return self._multiplied(other, flipped=False)
 
-    __rmul__ = __mul__
+    def __rmul__(self, other: Any) -> Any:
+        return self._multiplied(other, flipped=True)
 
-    def __truediv__(self, other: Any) -> LazyTensor:
-        if is_number(other) and other == 0:
-            raise FormulaError(f"division of a LazyTensor of shape {self.shape} by the number 0")
-        return self._apply("Divide", other)
+    def _multiplied(self, other: Any, flipped: bool) -> Any:
+        if is_number(other):
+            if other == 0:
+                return make(node("Zero", params=(self.expr.dim,)), self.frame)
+            if other == 1:
+                return self
+            if other == -1:
+                return -self
+        return self._combined("Mult", other, flipped)
 
-    def __rtruediv__(self, other: Any) -> LazyTensor:
-        if is_number(other) and other == 1:
-            return self._apply("Inv")
-        return self._lift(other, "Divide")._apply("Divide", self)
+    def __truediv__(self, other: Any) -> Any:
+        if is_number(other):
+            if other == 0:
+                raise FormulaError(f"division of a LazyTensor of shape {self.shape} by the number 0")
+            if other == 1:
+                return self
+        return self._combined("Divide", other)
 
-    def __or__(self, other: Any) -> LazyTensor:
+    def __rtruediv__(self, other: Any) -> Any:
+        if is_number(other):
+            if other == 1:
+                return self._apply("Inv")
+            if other == 0:
+                return make(node("Zero", params=(self.expr.dim,)), self.frame)
+        return self._combined("Divide", other, flipped=True)
+
+    def __or__(self, other: Any) -> Any:
         """The scalar product of two vectors of one dimension."""
-        other = self._lift(other, "the scalar product")
+        return self._scalar_product(lift(other, "the scalar product"), flipped=False)
+
+    def __ror__(self, other: Any) -> Any:
+        return self._scalar_product(lift(other, "the scalar product"), flipped=True)
+
+    def _scalar_product(self, other: Any, flipped: bool) -> Any:
+        if other.is_complex:
+            return other | self
         if other.expr.dim != self.expr.dim:
             raise DimensionError(
                 f"the scalar product needs operands of the same dimension; received shapes {self.shape} and {other.shape}"
             )
-        return self._apply("Scalprod", other)
-
-    def __ror__(self, other: Any) -> LazyTensor:
-        return self._lift(other, "the scalar product") | self
+        return self._apply("Scalprod", other, flipped=flipped)
 
     def __neg__(self) -> LazyTensor:
         return self._apply("Minus")
@@ -87,19 +110,19 @@ class Operations:
         return self._apply("LessOrEqual", other)
 
     def __gt__(self, other: Any) -> LazyTensor:
-        return self._lift(other, "the comparison")._apply("LessThan", self)
+        return self._apply("LessThan", other, flipped=True)
 
     def __ge__(self, other: Any) -> LazyTensor:
-        return self._lift(other, "the comparison")._apply("LessOrEqual", self)
+        return self._apply("LessOrEqual", other, flipped=True)
 
     def __eq__(self, other: Any) -> LazyTensor:  # type: ignore[override]
         """1 where equal, 0 elsewhere: a LazyTensor, never a truth value."""
-        return self._apply("Equal", other)
+        return self._combined("Equal", other)
 
     def __ne__(self, other: Any) -> LazyTensor:  # type: ignore[override]
-        return self._apply("NotEqual", other)
+        return self._combined("NotEqual", other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __pow__(self, other: Any) -> LazyTensor:
         """Integer powers by multiplication, ½ and -½ by square roots, all others by `Powf`."""
@@ -107,33 +130,17 @@ class Operations:
             return self.square() if other == 2 else self._apply("Pow", params=(int(other),))
         if is_number(other) and abs(other) == 0.5:
             return self.sqrt() if other > 0 else self.rsqrt()
-        if is_number(other) or isinstance(other, Operations):
-            exponent = self._lift(other, "Powf")
+        if is_number(other) or isinstance(other, Lazy):
+            exponent = lift(other, "Powf")
             if exponent.expr.dim not in (1, self.expr.dim):
                 raise DimensionError(
                     f"the exponent has dimension {exponent.expr.dim}; the base of shape {self.shape} "
                     f"needs 1 or {self.expr.dim}"
                 )
             return self._apply("Powf", exponent)
-        raise FormulaError(f"an exponent must be a number or a LazyTensor, not {type(other).__name__}")
+        raise OperandError(f"an exponent must be a number or a LazyTensor, not {type(other).__name__}")
 
     power = __pow__
-
-    def __getitem__(self, key: Any) -> LazyTensor:
-        """Entry k or entries a:b of the vector axis: X[k], X[a:b], X[:, :, k]."""
-        if isinstance(key, tuple):
-            *full, key = key
-            if len(full) + 1 != self.dim() or any(k != slice(None) for k in full):
-                raise AxisError(
-                    f"a LazyTensor is indexed along its vector axis alone: X[k], X[a:b] or "
-                    f"X[{':, ' * (self.dim() - 1)}k]; i and j are reduced, not indexed"
-                )
-        if isinstance(key, slice):
-            start, stop = key.start or 0, self.expr.dim if key.stop is None else key.stop
-            if key.step not in (None, 1):
-                raise FormulaError("a slice of a LazyTensor has step 1")
-            return self.extract(start, stop - start)
-        return self.elem(key)
 
     # ── component by component ────────────────────────────────────────────────────────────────────
 
@@ -253,7 +260,7 @@ class Operations:
 
     def weightedsqnorm(self, weight: Any) -> LazyTensor:
         """The squared norm under a weight: a scalar, one number per entry, or a D × D matrix."""
-        return self._lift(weight, "weightedsqnorm")._apply("WeightedSqNorm", self)
+        return lift(weight, "weightedsqnorm")._apply("WeightedSqNorm", self)
 
     def weightedsqdist(self, other: Any, weight: Any) -> LazyTensor:
         """The squared distance under a weight."""
@@ -277,14 +284,19 @@ class Operations:
 
     def concat(self, other: LazyTensor) -> LazyTensor:
         """The two vectors end to end."""
-        return self._apply("Concat", _tensor(other, "concat"))
+        return self._apply("Concat", need(other, "concat"))
+
+    def difference_matrix(self, other: Any) -> LazyTensor:
+        """All D × D' differences of an entry of this vector and an entry of the other, row by row."""
+        other = lift(other, "difference_matrix")
+        return self.tensorprod(_ones(other.expr.dim)) - _ones(self.expr.dim).tensorprod(other)
 
     @staticmethod
     def concatenate(parts: Sequence[LazyTensor], axis: int = -1) -> LazyTensor:
         """Vectors end to end: a tuple or list of LazyTensors."""
         if not isinstance(parts, tuple | list) or not parts:
             raise FormulaError("concatenate takes a tuple of at least one LazyTensor")
-        first = _tensor(parts[0], "concatenate")
+        first = need(parts[0], "concatenate")
         if axis not in (-1, first.dim() - 1):
             raise AxisError(f"concatenate joins along the vector axis, -1 or {first.dim() - 1}, not {axis}")
         for part in parts[1:]:
@@ -300,15 +312,15 @@ class Operations:
 
     def matvecmult(self, other: LazyTensor) -> LazyTensor:
         """This matrix times a vector."""
-        return self._apply("MatVecMult", _tensor(other, "matvecmult"))
+        return self._apply("MatVecMult", need(other, "matvecmult"))
 
     def vecmatmult(self, other: LazyTensor) -> LazyTensor:
         """This vector times a matrix."""
-        return self._apply("VecMatMult", _tensor(other, "vecmatmult"))
+        return self._apply("VecMatMult", need(other, "vecmatmult"))
 
     def tensorprod(self, other: LazyTensor) -> LazyTensor:
         """The outer product."""
-        return self._apply("TensorProd", _tensor(other, "tensorprod"))
+        return self._apply("TensorProd", need(other, "tensorprod"))
 
     def keops_tensordot(
         self,
@@ -321,11 +333,11 @@ class Operations:
     ) -> LazyTensor:
         """numpy.tensordot of the two vectors as tensors of the given dims; `permutation` gives the places of the axes kept."""
         params = tuple(tuple(p) for p in (dims, other_dims, axes, other_axes, permutation))
-        return self._apply("TensorDot", _tensor(other, "keops_tensordot"), params=params)
+        return self._apply("TensorDot", need(other, "keops_tensordot"), params=params)
 
     def keops_kron(self, other: LazyTensor, dims: Sequence[int], other_dims: Sequence[int]) -> LazyTensor:
         """The Kronecker product of the two vectors as tensors of the given dims."""
-        return self._apply("Kron", _tensor(other, "keops_kron"), params=(tuple(dims), tuple(other_dims)))
+        return self._apply("Kron", need(other, "keops_kron"), params=(tuple(dims), tuple(other_dims)))
 
     def bspline(self, x: Any, k: int = 0) -> LazyTensor:
         """The B-spline basis of degree k over these knots, at the scalar x."""
@@ -334,6 +346,20 @@ class Operations:
     def softdtw_sqdist(self, other: Any, gamma: Any) -> LazyTensor:
         """Soft dynamic time warping of two sequences of scalars, with softness gamma."""
         return self._apply("SoftDTW_SqDist", other, gamma)
+
+    # ── complex vectors ───────────────────────────────────────────────────────────────────────────
+
+    def real2complex(self) -> ComplexLazyTensor:
+        """The complex vector with these real parts."""
+        return self._apply("Real2Complex", result=True)
+
+    def imag2complex(self) -> ComplexLazyTensor:
+        """The complex vector with these imaginary parts."""
+        return self._apply("Imag2Complex", result=True)
+
+    def exp1j(self) -> ComplexLazyTensor:
+        """cos x + i sin x."""
+        return self._apply("ComplexExp1j", result=True)
 
     # ── calculus ──────────────────────────────────────────────────────────────────────────────────
 
@@ -370,19 +396,16 @@ class Operations:
         return self  # type: ignore[return-value]
 
 
-def _tensor(x: Any, method: str) -> LazyTensor:
-    if not isinstance(x, Operations):
-        raise FormulaError(
-            f"{method} takes a LazyTensor, not {type(x).__name__}; make one with LazyTensor(…), Vi or Vj"
-        )
-    return x  # type: ignore[return-value]
+def _ones(length: int) -> Any:
+    one = constant(1)
+    return make(node("SumT", one, params=(length,)) if length > 1 else one, EMPTY)
 
 
 def _leaf_of(f: Any, v: Any, method: str) -> LazyTensor:
     """v, if it is one array and occurs in f."""
-    leaf = _tensor(v, method)
+    leaf = need(v, method)
     if leaf.expr.op is not VAR:
         raise FormulaError(f"{method} takes a LazyTensor of one array, not the formula {leaf.expr}")
     if leaf.inputs[0].key not in {held.key for held in f.inputs}:
-        raise FormulaError(f"{method}: the LazyTensor of shape {leaf.shape} does not occur in {f.expr}")
+        raise InputMissing(f"{method}: the LazyTensor of shape {leaf.shape} does not occur in {f.expr}")
     return leaf

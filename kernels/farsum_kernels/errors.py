@@ -4,7 +4,10 @@
     ├── FormulaError (ValueError)            the formula cannot mean anything
     │   ├── UnknownOperation (NameError)     a name that is in no table
     │   ├── DimensionError                   vector dims that do not fit together
+    │   ├── OperandError (TypeError, AttributeError)   an operand of a kind that means nothing here
     │   ├── AxisError                        an axis that does not exist or cannot be reduced
+    │   │   └── AxisMissing (TypeError)      a reduction that needs an axis and was given none
+    │   ├── InputMissing (IndexError)        a variable that does not occur, a gap in the numbers of variables
     │   └── FormulaTooLarge                  more nodes, depth, dims or bytes than the limits allow
     ├── FormulaTooExpensive                  the compiler overran its deadline
     ├── ArrayError (ValueError)              an array does not fit the formula
@@ -20,10 +23,11 @@
     ├── Draining (ConnectionError)           the server is stopping and takes no new work
     ├── QueueFull                            the server is at capacity
     ├── StoreFull (MemoryError)              the server has no room for the array or the result
+    ├── SolverDidNotConverge (ArithmeticError)   an iteration that gave up; it carries how far it came
     ├── DeadlineExceeded (TimeoutError)
     ├── Cancelled
     ├── WorkerDied                           the process that ran the job ended under it
-    ├── EngineMissing (ImportError)          no engine is installed and no target is set
+    ├── EngineMissing (ImportError, KeyError) no engine is installed and no target is set
     ├── UnsafeBind (ValueError)              an address that would serve strangers unprotected
     └── InternalError                        our fault; the server's log has the story
 
@@ -33,7 +37,9 @@ parentheses is a second base, so that `except ValueError` written for another li
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
+from typing import Any
 
 
 class Status(Enum):
@@ -90,6 +96,18 @@ class DimensionError(FormulaError):
 
 class AxisError(FormulaError):
     """An axis that does not exist or that this reduction cannot reduce."""
+
+
+class AxisMissing(AxisError, TypeError):
+    """A reduction that needs an axis and was given none."""
+
+
+class OperandError(FormulaError, TypeError, AttributeError):
+    """An operand of a kind that means nothing here: a string, None, an array where a LazyTensor is needed."""
+
+
+class InputMissing(FormulaError, IndexError):
+    """A variable that does not occur in the formula, or a gap in the numbers of symbolic variables."""
 
 
 class FormulaTooLarge(FormulaError):
@@ -176,6 +194,21 @@ class StoreFull(FarsumError, MemoryError):
     status = Status.BUSY
 
 
+class SolverDidNotConverge(FarsumError, ArithmeticError):
+    """A linear system was not solved: the cap on iterations, numbers that are not finite, no progress.
+
+    iterate     the approximation reached, an array like the right-hand side, or None
+    residuals   the norm of the residual before each iteration
+    """
+
+    status = Status.INVALID
+
+    def __init__(self, message: str, iterate: Any = None, residuals: Sequence[float] = ()) -> None:
+        super().__init__(message)
+        self.iterate = iterate
+        self.residuals = residuals
+
+
 class DeadlineExceeded(FarsumError, TimeoutError):
     """The job did not finish within its deadline; the server has stopped working on it."""
 
@@ -192,7 +225,7 @@ class WorkerDied(FarsumError):
     """The worker process that ran the job ended under it, twice. The daemon and other jobs live on."""
 
 
-class EngineMissing(FarsumError, ImportError):
+class EngineMissing(FarsumError, ImportError, KeyError):
     """No target is set and no engine is installed in this environment."""
 
     status = Status.INCOMPATIBLE

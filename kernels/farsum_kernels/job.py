@@ -340,6 +340,16 @@ class Result:
     plan: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What running a job would take: flops of all pairs, bytes that would travel, the engine, its plan in words."""
+
+    where: str
+    flops: float
+    bytes_to_send: int
+    plan: Mapping[str, str]
+
+
 class Prepared(Protocol):
     """A reduction that is ready to run. Cheap to call, safe to share between threads."""
 
@@ -351,6 +361,10 @@ class Prepared(Protocol):
 
     def submit(self, arrays: Mapping[int, Any], options: Options = Options()) -> Future[Result]:
         """Evaluate without waiting."""
+        ...
+
+    def outlook(self, arrays: Mapping[int, Any]) -> Outlook:
+        """What running on these arrays would take; nothing is computed and no array is sent."""
         ...
 
 

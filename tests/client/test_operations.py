@@ -144,7 +144,7 @@ def test_reductions_along_the_vector_are_lazy() -> None:
     _same(m_j.argmax(), M.argmax(-1)[..., None] * 1.0)
     with pytest.raises(AxisError, match="needs an axis"):
         x_i.sqdist(y_j).max()
-    with pytest.raises(TypeError, match="takes no backendd"):
+    with pytest.raises(TypeError, match="takes no option .backendd"):
         m_j.sum(-1, backendd="CPU")
 
 
@@ -184,9 +184,9 @@ def test_block_sparse_reductions() -> None:
 ERRORS = [
     pytest.param(lambda: m_j[7], DimensionError, "entry 7", marks=mark.parity("E-13", "L-116")),
     pytest.param(lambda: m_j[-1], DimensionError, "entry -1", marks=mark.parity("E-13", "L-118")),
-    pytest.param(lambda: m_j[1:9], DimensionError, "Extract takes entries", marks=mark.parity("E-13", "L-117")),
+    pytest.param(lambda: m_j[1:9], DimensionError, "no slice of a vector axis of 6", marks=mark.parity("E-13", "L-117")),
     pytest.param(lambda: m_j[::2], FormulaError, "step 1", marks=mark.parity("E-13", "L-118")),
-    pytest.param(lambda: m_j[0, 1], AxisError, r"X\[:, :, k\]", marks=mark.parity("E-13", "L-119")),
+    pytest.param(lambda: m_j[0, 1, 2, 3], AxisError, r"X\[:, :, k\]", marks=mark.parity("E-13", "L-119")),
     pytest.param(lambda: x_i.one_hot(3), DimensionError, "OneHot", marks=mark.parity("E-14", "L-120")),
     pytest.param(lambda: s_i.one_hot(2.0), FormulaError, "int", marks=mark.parity("E-14")),
     pytest.param(lambda: Pm(np.arange(5.0)).bspline(x_i, 1), DimensionError, "scalar", marks=mark.parity("E-15")),

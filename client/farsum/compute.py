@@ -1,0 +1,179 @@
+"""One reduction from its formula to its numbers: what `Genred` and a reduced LazyTensor have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from farsum import progress
+from farsum.arrays import Array, as_ranges
+from farsum.target import prepared
+from farsum_kernels.errors import DtypeError, EngineMissing, FormulaError, OperandError, ShapeError
+from farsum_kernels.formula.expr import Expr, node, variables
+from farsum_kernels.formula.reductions import Kind, reduction_named
+from farsum_kernels.job import Extent, Spec, check_arrays, output_dtypes, output_shapes
+
+_BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
+_SCHEMES = ("auto", "direct_sum", "block_sum", "kahan_scheme")
+_GPU = ("GPU", *(f"GPU_{d}D{where}" for d in (1, 2) for where in ("", "_device", "_host")))
+_BACKENDS = ("auto", "CPU", *_GPU)
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """The options of pykeops that say how exactly to add up.
+
+    dtype_acc    "auto", "float16", "float32" or "float64"
+    sum_scheme   "auto", "direct_sum", "block_sum" or "kahan_scheme"
+
+    "float64" and "kahan_scheme" compute in float64 and round once. Sums are by blocks otherwise.
+    """
+
+    dtype_acc: str = "auto"
+    sum_scheme: str = "auto"
+
+    @property
+    def wide(self) -> bool:
+        return self.dtype_acc == "float64" or self.sum_scheme == "kahan_scheme"
+
+    def check_dtype(self, dtype: str) -> None:
+        """Raise FormulaError for an accumulator that is narrower than the arrays."""
+        if self.dtype_acc != "auto" and _BITS[self.dtype_acc] < _BITS[dtype]:
+            raise FormulaError(f"dtype_acc={self.dtype_acc!r} is narrower than the arrays, which are {dtype}")
+
+
+AUTO = Accuracy()
+
+
+def accuracy_of(reduction: str, dtype_acc: str, use_double_acc: bool, sum_scheme: str) -> Accuracy:
+    """The accuracy that these options ask for.
+
+    Raises FormulaError for options that contradict each other or the reduction.
+    """
+    if dtype_acc == "auto" and sum_scheme == "auto" and not use_double_acc:
+        return AUTO
+    if dtype_acc not in ("auto", "float16", "float32", "float64"):
+        raise FormulaError(f"dtype_acc must be 'auto', 'float16', 'float32' or 'float64', not {dtype_acc!r}")
+    if sum_scheme not in _SCHEMES:
+        raise FormulaError(f"sum_scheme must be one of {', '.join(_SCHEMES)}, not {sum_scheme!r}")
+    if use_double_acc and dtype_acc != "auto":
+        raise FormulaError("give dtype_acc or use_double_acc, not both")
+    if Kind.WIDE not in reduction_named(reduction).state(1, 1):
+        if use_double_acc or dtype_acc != "auto":
+            raise FormulaError(f"{reduction} adds nothing up: it takes neither dtype_acc nor use_double_acc")
+        if sum_scheme not in ("auto", "direct_sum"):
+            raise FormulaError(f"{reduction} adds nothing up: sum_scheme={sum_scheme!r} does not fit it")
+    return Accuracy("float64" if use_double_acc else dtype_acc, sum_scheme)
+
+
+def check_backend(backend: Any) -> None:
+    """Raise FormulaError for a word that names no backend, EngineMissing for one that is not there."""
+    if backend not in _BACKENDS:
+        raise FormulaError(f"backend {backend!r} is not one of {', '.join(_BACKENDS)}")
+    if backend in _GPU:
+        raise EngineMissing(
+            f"backend={backend!r} needs a CUDA engine, and none is connected; use 'auto' or 'CPU'"
+        )
+
+
+@lru_cache(maxsize=2048)
+def _spec(root: Expr, weight: Expr | None, reduction: str, axis: int, dtype: str, k: int) -> Spec:
+    return Spec(root, reduction, axis, dtype, weight, k)
+
+
+@dataclass(frozen=True, slots=True)
+class Computation:
+    """A reduction of a formula over the inputs 0, 1, …, lacking only their arrays.
+
+    Raises FormulaError, UnknownOperation or DimensionError for a reduction that means nothing.
+    """
+
+    root: Expr
+    weight: Expr | None
+    reduction: str
+    axis: int
+    k: int = 0
+    accuracy: Accuracy = AUTO
+
+    def __post_init__(self) -> None:
+        self.spec("float32")  # what cannot be reduced is refused here, not at the first call
+
+    def spec(self, dtype: str) -> Spec:
+        return _spec(self.root, self.weight, self.reduction, self.axis, dtype, self.k)
+
+    def run(
+        self,
+        arrays: Mapping[int, Array],
+        dtype: str,
+        names: Mapping[int, str] | None = None,
+        ranges: Sequence[Array] | None = None,
+        out: Array | None = None,
+        deadline_s: float | None = None,
+    ) -> Any:
+        """The result, or the tuple of results, of these arrays, all of one dtype.
+
+        names   what users call the inputs, for messages; with it the arrays are checked here
+        out     receives the result and is returned
+
+        Raises ShapeError or DtypeError, naming the argument, before anything is sent.
+        """
+        wide = self.accuracy is not AUTO and self._is_wide(dtype)
+        spec = self.spec("float64" if wide else dtype)
+        if wide:
+            arrays = {n: a.astype(np.float64) for n, a in arrays.items()}
+        if ranges is not None:
+            arrays = {**arrays, **as_ranges(ranges)}
+        if names is not None or out is not None:
+            extent = check_arrays(spec, arrays, names)
+            if out is not None:
+                _check_out(out, self.spec(dtype), extent)
+        values = prepared(spec).run(arrays, progress.options(deadline_s)).values
+        if wide:
+            values = tuple(v.astype(dtype) for v in values)
+        if out is not None:
+            out[...] = values[0]
+            return out
+        return values[0] if len(values) == 1 else values
+
+    def _is_wide(self, dtype: str) -> bool:
+        self.accuracy.check_dtype(dtype)
+        return self.accuracy.wide and dtype != "float64"
+
+
+def counting(root: Expr, weight: Expr | None, inputs: Iterable[Expr]) -> Expr:
+    """The formula, with the variables that it does not use added as nothing.
+
+    They count for the number of rows and the batch shape. A structural zero times them is never computed.
+    """
+    used = variables(root) if weight is None else variables(root, weight)
+    for variable in inputs:
+        if variable.params[0] not in used:
+            nothing = node("Mult", node("Zero", params=(1,)), node("Sum", variable))
+            root = node("Add", root, nothing)
+    return root
+
+
+def _check_out(out: Any, spec: Spec, extent: Extent) -> None:
+    """Raise unless `out` can receive the result."""
+    shapes, dtypes = output_shapes(spec, extent), output_dtypes(spec)
+    if len(shapes) > 1:
+        raise FormulaError(f"{spec.reduction} gives {len(shapes)} arrays; out takes one")
+    check_fits(out, shapes[0], dtypes[0])
+
+
+def check_fits(out: Any, shape: tuple[int, ...], dtype: str) -> None:
+    """Raise unless `out` is an array of this shape and dtype that can be written to."""
+    if not isinstance(out, np.ndarray):
+        raise OperandError(
+            f"out is a NumPy array of dtype {dtype} and shape {shape}, not {type(out).__name__}"
+        )
+    if out.dtype.name != dtype:
+        raise DtypeError(f"out has dtype {out.dtype}; the result is a NumPy array of dtype {dtype}")
+    if out.shape != shape:
+        raise ShapeError(f"out has shape {out.shape}; the result has shape {shape}")
+    if not out.flags.writeable:
+        raise ShapeError("out is read-only")

@@ -1,0 +1,80 @@
+"""What a reduction would compute, send and cost: asked of the engine that would do it, without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from farsum.arrays import Array, as_ranges
+from farsum.compute import Computation
+from farsum.frame import Ranges
+from farsum.target import prepared
+from farsum_kernels.job import check_arrays, output_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One call of a reduction, before it is made.
+
+    formula         what is reduced, with its variables numbered
+    reduction, axis which reduction, over i (0) or over j (1)
+    shape           of what is reduced: (*batch, M, N)
+    result          the shape of each array that comes back
+    dtype           of the arrays; what is halved travels halved and is computed in float32
+    pairs           M × N × batch; of block-sparse reductions, what their plan says
+    flops           additions and multiplications of all pairs, by the engine's count
+    array_bytes     of the arrays in all
+    bytes_to_send   of those, what the engine does not hold yet; 0 in process
+    where           the engine
+    plan            how the engine would cut the work up
+    """
+
+    formula: str
+    reduction: str
+    axis: int
+    shape: tuple[int, ...]
+    result: tuple[tuple[int, ...], ...]
+    dtype: str
+    pairs: int
+    flops: float
+    array_bytes: int
+    bytes_to_send: int
+    where: str
+    plan: Mapping[str, str]
+
+    def __str__(self) -> str:
+        rows = {
+            "formula": self.formula if len(self.formula) <= 100 else self.formula[:99] + "…",
+            "reduction": f"{self.reduction} over {'ij'[self.axis]}",
+            "shape": f"{self.shape} to {' and '.join(map(str, self.result))}, {self.dtype}",
+            "work": f"{self.pairs:.3g} pairs, {self.flops:.3g} flops",
+            "to send": f"{self.bytes_to_send:,} of {self.array_bytes:,} bytes",
+            "where": self.where,
+            "plan": ", ".join(f"{key} {value}" for key, value in self.plan.items()),
+        }
+        return "\n".join(f"{name:>9}  {text}" for name, text in rows.items())
+
+
+def explained(
+    made: Computation, arrays: Mapping[int, Array], dtype: str, formula: str, ranges: Ranges | None = None
+) -> Explanation:
+    """The explanation of a reduction of these arrays. Raises what running it would raise for its arguments."""
+    spec = made.spec("float64" if made.accuracy.wide else dtype)
+    arrays = {n: a.astype(spec.dtype, copy=False) for n, a in arrays.items()} | as_ranges(ranges)
+    extent = check_arrays(spec, arrays)
+    outlook = prepared(spec).outlook(arrays)
+    return Explanation(
+        formula,
+        made.reduction,
+        made.axis,
+        (*extent.batch, extent.m, extent.n),
+        output_shapes(spec, extent),
+        dtype,
+        int(outlook.plan.get("pairs", prod((*extent.batch, extent.m, extent.n)))),
+        outlook.flops,
+        sum(a.nbytes for a in arrays.values()),
+        outlook.bytes_to_send,
+        outlook.where,
+        outlook.plan,
+    )

@@ -1,0 +1,284 @@
+"""A reduction that is written and not yet computed: call it, as often as wanted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+import numpy as np
+
+from farsum.arrays import Array, Input, Slot, as_reals, checked, complex_name, described, is_number, promoted
+from farsum.compute import Accuracy, Computation, check_backend, check_fits, counting
+from farsum.frame import Frame, Ranges, renumbered
+from farsum.lazy import printed
+from farsum_kernels.errors import FormulaError, OperandError, ShapeError
+from farsum_kernels.formula.expr import Expr, P, swap_axes, variable
+
+if TYPE_CHECKING:
+    from farsum.explain import Explanation
+    from farsum.lazytensor import LazyTensor
+    from farsum.selection import Selection
+
+KEEP: Any = object()  # the option was not given: what the object carries holds
+
+
+class Reduced:
+    """What a reduction with call=False, or of a formula with symbolic variables, gives.
+
+    Calling it computes: its arguments are the arrays of the symbolic variables, in rising order of index.
+    Arrays that the formula stands on are read at each call, so changes made in place are seen.
+
+    >>> from farsum.numpy import Vi, Vj
+    >>> x, y = np.random.rand(5, 3), np.random.rand(7, 3)
+    >>> nearest = Vi(0, 3).sqdist(Vj(1, 3)).argmin(axis=1)
+    >>> nearest(x, y).shape
+    (5, 1)
+    """
+
+    __array_ufunc__ = None
+    __hash__ = None  # type: ignore[assignment]
+    is_reduced: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        frame: Frame,
+        root: Expr,
+        weight: Expr | None,
+        reduction: str,
+        axis: int,
+        k: int,
+        accuracy: Accuracy,
+        ranges: Ranges | None,
+        is_complex: bool,
+        selection: Selection | None = None,
+    ) -> None:
+        made = Computation(root, weight, reduction, axis, k, accuracy)
+        if len(made.spec("float32").inputs) < len(frame.inputs):
+            # A product with 0 has forgotten an array, whose rows still count.
+            every = [variable(n, held.dim, held.category) for n, held in enumerate(frame.inputs)]
+            made = Computation(counting(root, weight, every), weight, reduction, axis, k, accuracy)
+        self.computation = made
+        self.frame = frame
+        self.slots: tuple[Slot, ...] = ()
+        self.ranges = ranges
+        self.is_complex = is_complex
+        self._selection = selection
+        self._bound: dict[int, Array] | None = None
+        dtype = frame.dtype
+        if dtype is None or any(isinstance(held, Slot) for held in frame.inputs):
+            frame.check_slots()
+            self.slots = frame.slots
+            if not self.slots:
+                raise FormulaError(f"{self.formula} has no array in it: there is nothing to reduce")
+        elif all(held.loose or held.dtype == dtype for held in frame.inputs):
+            self._bound = self._held(dtype)  # the very arrays: a later call need not look again
+
+    # ── what it is ────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def axis(self) -> int:
+        """0 when it reduces over i, 1 over j."""
+        return self.computation.axis
+
+    @property
+    def reduction_op(self) -> str:
+        return self.computation.reduction
+
+    @property
+    def opt_arg(self) -> int | None:
+        """The K of a reduction that keeps K."""
+        return self.computation.k or None
+
+    @property
+    def formula(self) -> str:
+        return str(renumbered(self.computation.root, self.frame.numbers()))
+
+    @property
+    def formula2(self) -> str | None:
+        """The weight, as text."""
+        weight = self.computation.weight
+        return None if weight is None else str(renumbered(weight, self.frame.numbers()))
+
+    @property
+    def symbolic_variables(self) -> tuple[tuple[int, int, int], ...]:
+        """(index, dimension, category) of each argument of a call, in the order of the formula."""
+        return tuple((s.index, s.dim, s.category) for s in self.frame.inputs if isinstance(s, Slot))
+
+    @property
+    def variables(self) -> tuple[Array, ...]:
+        """The arrays that the formula stands on, in order."""
+        return tuple(held.array for held in self.frame.inputs if isinstance(held, Input))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what is reduced, 1 where it is not known before the call."""
+        frame, dim = self.frame, self.computation.root.dim
+        dim = dim // 2 if self.is_complex and self.computation.weight is None else dim
+        m, n = (1 if rows is None else rows for rows in (frame.ni, frame.nj))
+        return (*frame.batch, m, n, dim) if dim != 1 else (*frame.batch, m, n)
+
+    @property
+    def dtype(self) -> str | None:
+        return complex_name(self.frame.dtype) if self.is_complex else self.frame.dtype
+
+    @property
+    def T(self) -> Reduced:
+        """The same numbers, written with i and j exchanged."""
+        made, frame = self.computation, self.frame.swapped()
+        weight = None if made.weight is None else swap_axes(made.weight)
+        ranges = None if self.ranges is None else (*self.ranges[3:], *self.ranges[:3])
+        selection = None if self._selection is None else self._selection.swapped()
+        return Reduced(frame, swap_axes(made.root), weight, made.reduction, 1 - made.axis, made.k, made.accuracy,
+                       ranges, self.is_complex, selection)  # fmt: skip
+
+    def t(self) -> Reduced:
+        """The same numbers, written with i and j exchanged."""
+        return self.T
+
+    def __str__(self) -> str:
+        lines = [printed(self.computation.root, self.frame, self.shape)]
+        lines.append(f"    reduction: {self.reduction_op} (axis={self.axis})")
+        if self.formula2:
+            lines.append(f"        formula2: {self.formula2}")
+        if self.opt_arg:
+            lines.append(f"        opt_arg: {self.opt_arg}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        words = ", ".join(map(str, self.slots)) or "nothing"
+        return f"Reduced {self.reduction_op} over {'ij'[self.axis]} of {self.formula}\n  call it with {words} to compute"
+
+    def __getattr__(self, name: str) -> Any:
+        from farsum.lazytensor import LazyTensor
+
+        if not name.startswith("_") and callable(getattr(LazyTensor, name, None)):
+            self._refuse(name)
+        raise AttributeError(f"a reduced LazyTensor has no attribute {name!r}")
+
+    def _refuse(self, operation: str = "the operation", *_: object) -> NoReturn:
+        raise OperandError(
+            f"{operation} on a reduced LazyTensor: {self.reduction_op} was the last step; call the object to get its "
+            f"array, or write {operation} before the reduction"
+        )
+
+    def __add__(self, other: object) -> NoReturn:
+        self._refuse("arithmetic")
+
+    __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__
+    __or__ = __ror__ = __pow__ = __matmul__ = __lt__ = __le__ = __gt__ = __ge__ = __add__
+    __eq__ = __ne__ = __add__
+
+    def __neg__(self) -> NoReturn:
+        self._refuse("arithmetic")
+
+    __abs__ = __neg__
+
+    def __getitem__(self, key: object) -> NoReturn:
+        self._refuse("indexing")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made = self.computation
+        return Reduced, (self.frame, made.root, made.weight, made.reduction, made.axis, made.k, made.accuracy,
+                         self.ranges, self.is_complex, self._selection)  # fmt: skip
+
+    # ── computing ─────────────────────────────────────────────────────────────────────────────────
+
+    def __call__(
+        self,
+        *args: Any,
+        backend: str | None = None,
+        device_id: int = -1,
+        ranges: Any = KEEP,
+        out: Array | None = None,
+        deadline_s: float | None = None,
+    ) -> Any:
+        """The result on these arrays: rows (..., M, D) and (..., N, D), parameters (..., D).
+
+        Raises ShapeError or DtypeError, naming the argument, before anything is sent.
+        """
+        if backend is not None:
+            check_backend(backend)
+        arrays, dtype, names = self._bound, self.frame.dtype, None
+        if arrays is None or args:
+            arrays, dtype, names = self._arranged(args)
+        assert dtype is not None
+        if out is not None and (self.is_complex or self._selection):
+            return self._into(out, arrays, dtype, ranges, deadline_s)
+        found = self.computation.run(
+            arrays, dtype, names, self.ranges if ranges is KEEP else ranges, out, deadline_s
+        )
+        return found if out is not None else self._finished(found)
+
+    def _finished(self, found: Any) -> Any:
+        if self.is_complex:
+            found = found.view(complex_name(found.dtype.name))
+        return self._selection.restored(found, self.computation) if self._selection else found
+
+    def _into(
+        self, out: Array, arrays: dict[int, Array], dtype: str, ranges: Any, deadline_s: float | None
+    ) -> Array:
+        held = self.ranges if ranges is KEEP else ranges
+        found = self._finished(self.computation.run(arrays, dtype, None, held, None, deadline_s))
+        check_fits(out, found.shape, found.dtype.name)
+        out[...] = found
+        return out
+
+    def _held(self, dtype: str) -> dict[int, Array]:
+        return {n: held.of(dtype) for n, held in enumerate(self.frame.inputs) if isinstance(held, Input)}
+
+    def _arranged(self, args: tuple[Any, ...]) -> tuple[dict[int, Array], str, dict[int, str]]:
+        """The arrays by variable, their dtype, and what users call them."""
+        if len(args) != len(self.slots):
+            words = f" ({', '.join(map(str, self.slots))})" if self.slots else ""
+            raise ShapeError(
+                f"expected {len(self.slots)} input{'s' * (len(self.slots) != 1)}{words}, received {len(args)}"
+            )
+        given: dict[int, Array] = {}
+        names: dict[int, str] = {}
+        dtype = self.frame.dtype
+        for count, (slot, arg) in enumerate(zip(self.slots, args, strict=True)):
+            place = self.frame.inputs.index(slot)
+            names[place] = f"argument {count} ({slot})"
+            given[place] = _given(arg, slot, names[place])
+            if isinstance(arg, np.ndarray):
+                dtype = promoted(dtype, given[place].dtype.name)
+        if dtype is None:
+            raise OperandError("at least one argument must be an array, not a number")
+        if self.is_complex and dtype == "float16":
+            dtype = "float32"
+        arrays = {n: a if a.dtype.name == dtype else a.astype(dtype) for n, a in given.items()}
+        return {**self._held(dtype), **arrays}, dtype, names
+
+    def grad(self, v: LazyTensor, e: Any) -> Array:
+        """The cotangent of the array of v, a LazyTensor of one array, from the cotangent e of the result.
+
+        e has the shape of the result; the gradient has the shape of v's array. Minima and maxima pass
+        all of e to the chosen pair.
+
+        >>> from farsum.numpy import Vi, Vj
+        >>> x_i, y_j = Vi(np.random.rand(5, 3)), Vj(np.random.rand(7, 3))
+        >>> x_i.sqdist(y_j).min(axis=1, call=False).grad(x_i, np.ones((5, 1))).shape
+        (5, 3)
+        """
+        from farsum.gradient import pulled_back
+
+        return pulled_back(self, v, e)
+
+    def explain(self, *args: Any) -> Explanation:
+        """What a call on these arrays computes, sends and costs, without computing anything."""
+        from farsum.explain import explained
+
+        arrays, dtype, _ = self._arranged(args)
+        return explained(self.computation, arrays, dtype, self.formula, self.ranges)
+
+
+def _given(arg: Any, slot: Slot, name: str) -> Array:
+    """An argument of a call as the array of its variable. A parameter may be a number, a list, or one row."""
+    if slot.category == P and (is_number(arg) or isinstance(arg, list)):
+        arg = np.atleast_1d(np.asarray(arg, np.float64))
+    if not isinstance(arg, np.ndarray):
+        raise OperandError(f"{name} must be a NumPy array, not {described(arg)}")
+    array = checked(as_reals(arg), name)
+    if slot.category == P:
+        array = np.atleast_1d(array)
+        return array[..., 0, :] if array.ndim >= 2 and array.shape[-2] == 1 else array
+    return array
