@@ -93,7 +93,7 @@ def is_number(x: object) -> bool:
 def is_complex(x: object) -> bool:
     """A complex number, a list that holds one, or a complex array."""
     if isinstance(x, np.ndarray):
-        return x.dtype.kind == "c"
+        return bool(x.dtype.kind == "c")
     if isinstance(x, list | tuple):
         return any(isinstance(v, complex | np.complexfloating) for v in x)
     return isinstance(x, complex | np.complexfloating)
@@ -144,6 +144,8 @@ def promoted(a: str | None, b: str | None) -> str | None:
 
 def loose(values: Any) -> Input:
     """A parameter from Python numbers; complex ones as pairs."""
+    if type(values) is float:
+        return Input(np.array((values,)), P, loose=True)
     kind = np.complex128 if is_complex(values) else np.float64
     return Input(np.atleast_1d(as_reals(np.asarray(values, kind))), P, loose=True)
 
@@ -153,12 +155,14 @@ def read(x: Any, axis: int | None) -> Held:
 
     Raises ShapeError, DtypeError, AxisError or OperandError when it can be nothing.
     """
+    if type(x) is float and axis is None:
+        return loose(x)
     if type(x) is tuple:
         return _symbol(x, axis)
     if isinstance(x, np.ndarray) and type(x) is not np.ndarray and not isinstance(x, np.memmap):
         raise OperandError(f"a LazyTensor is made from a plain NumPy array, not {type(x).__name__}")
     if isinstance(x, np.ndarray):
-        return _read_array(x, axis)
+        return read_array(x, axis)
     if isinstance(x, bool | np.bool_) or not (is_number(x) or is_complex(x) or isinstance(x, list)):
         raise OperandError(
             f"a LazyTensor is made from an array, a number or a list of numbers, not {described(x)}"
@@ -182,7 +186,8 @@ def _symbol(x: tuple[Any, ...], axis: int | None) -> Slot:
     return Slot(*x)
 
 
-def _read_array(x: Array, axis: int | None) -> Input:
+def read_array(x: Array, axis: int | None) -> Input:
+    """What an array is by its shape, or by the axis that is named."""
     x = checked(as_reals(x))
     if x.ndim == 2:
         if axis not in (0, 1):

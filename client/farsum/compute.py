@@ -80,30 +80,36 @@ def check_backend(backend: Any) -> None:
         )
 
 
-@lru_cache(maxsize=2048)
-def _spec(root: Expr, weight: Expr | None, reduction: str, axis: int, dtype: str, k: int) -> Spec:
-    return Spec(root, reduction, axis, dtype, weight, k)
-
-
-@dataclass(frozen=True, slots=True)
 class Computation:
     """A reduction of a formula over the inputs 0, 1, …, lacking only their arrays.
 
     Raises FormulaError, UnknownOperation or DimensionError for a reduction that means nothing.
     """
 
-    root: Expr
-    weight: Expr | None
-    reduction: str
-    axis: int
-    k: int = 0
-    accuracy: Accuracy = AUTO
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        root: Expr,
+        weight: Expr | None,
+        reduction: str,
+        axis: int,
+        k: int = 0,
+        accuracy: Accuracy = AUTO,
+    ) -> None:
+        self.root = root
+        self.weight = weight
+        self.reduction = reduction
+        self.axis = axis
+        self.k = k
+        self.accuracy = accuracy
+        self._specs: dict[str, Spec] = {}
         self.spec("float32")  # what cannot be reduced is refused here, not at the first call
 
     def spec(self, dtype: str) -> Spec:
-        return _spec(self.root, self.weight, self.reduction, self.axis, dtype, self.k)
+        known = self._specs.get(dtype)
+        if known is None:
+            known = Spec(self.root, self.reduction, self.axis, dtype, self.weight, self.k)
+            self._specs[dtype] = known
+        return known
 
     def run(
         self,
@@ -142,6 +148,10 @@ class Computation:
     def _is_wide(self, dtype: str) -> bool:
         self.accuracy.check_dtype(dtype)
         return self.accuracy.wide and dtype != "float64"
+
+
+# A lazy tensor that is written anew for each call finds what it wrote before.
+computation = lru_cache(maxsize=1024, typed=True)(Computation)
 
 
 def counting(root: Expr, weight: Expr | None, inputs: Iterable[Expr]) -> Expr:

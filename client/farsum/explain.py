@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+
+import numpy as np
 
 from farsum.arrays import Array, as_ranges
 from farsum.compute import Computation
 from farsum.frame import Ranges
 from farsum.target import prepared
-from farsum_kernels.job import check_arrays, output_shapes
+from farsum_kernels.job import RANGES, check_arrays, output_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,12 @@ class Explanation:
     shape           of what is reduced: (*batch, M, N)
     result          the shape of each array that comes back
     dtype           of the arrays; what is halved travels halved and is computed in float32
-    pairs           M × N × batch; of block-sparse reductions, what their plan says
-    flops           additions and multiplications of all pairs, by the engine's count
+    pairs           M × N × batch; of a block-sparse reduction, the pairs in its blocks
+    flops           additions, multiplications and their like in all these pairs, by the engine's count
     array_bytes     of the arrays in all
     bytes_to_send   of those, what the engine does not hold yet; 0 in process
     where           the engine
-    plan            how the engine would cut the work up
+    plan            how the engine would cut up the work of all pairs
     """
 
     formula: str
@@ -64,6 +65,8 @@ def explained(
     arrays = {n: a.astype(spec.dtype, copy=False) for n, a in arrays.items()} | as_ranges(ranges)
     extent = check_arrays(spec, arrays)
     outlook = prepared(spec).outlook(arrays)
+    pairs = extent.pairs if ranges is None else _pairs_in(arrays, made.axis)
+    flops = float(outlook.plan["flops"]) * (pairs / extent.pairs if extent.pairs else 0)
     return Explanation(
         formula,
         made.reduction,
@@ -71,10 +74,18 @@ def explained(
         (*extent.batch, extent.m, extent.n),
         output_shapes(spec, extent),
         dtype,
-        int(outlook.plan.get("pairs", prod((*extent.batch, extent.m, extent.n)))),
-        outlook.flops,
+        pairs,
+        flops,
         sum(a.nbytes for a in arrays.values()),
         outlook.bytes_to_send,
         outlook.where,
         outlook.plan,
     )
+
+
+def _pairs_in(arrays: Mapping[int, Array], axis: int) -> int:
+    """The pairs of a block-sparse reduction, those that occur twice counted twice."""
+    blocks, slices, intervals = (arrays[place] for place in (RANGES[:3] if axis == 1 else RANGES[3:]))
+    upto = np.concatenate([[0], np.cumsum(intervals[:, 1] - intervals[:, 0])])
+    firsts = np.concatenate([[0], slices[:-1]])[: len(slices)]
+    return int(((blocks[:, 1] - blocks[:, 0]) * (upto[slices] - upto[firsts])).sum())

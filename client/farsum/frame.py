@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from farsum_kernels.formula.expr import Expr, I, J, substitute, variable
 Ranges = tuple[Array, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """An ordered list of inputs with the sizes they have in common. Variable n of a formula is input n.
 
@@ -23,15 +22,29 @@ class Frame:
     dtype      the promoted dtype of the arrays; None without arrays
     ranges     the six arrays of a block-sparse reduction that every reduction is to use
     backend    the backend that every reduction is to use
+
+    A value: it is shared between formulas and never changed.
     """
 
-    inputs: tuple[Held, ...] = ()
-    ni: int | None = None
-    nj: int | None = None
-    batch: tuple[int, ...] = ()
-    dtype: str | None = None
-    ranges: Ranges | None = None
-    backend: str | None = None
+    __slots__ = ("backend", "batch", "dtype", "inputs", "ni", "nj", "ranges")
+
+    def __init__(
+        self,
+        inputs: tuple[Held, ...] = (),
+        ni: int | None = None,
+        nj: int | None = None,
+        batch: tuple[int, ...] = (),
+        dtype: str | None = None,
+        ranges: Ranges | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self.inputs = inputs
+        self.ni = ni
+        self.nj = nj
+        self.batch = batch
+        self.dtype = dtype
+        self.ranges = ranges
+        self.backend = backend
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -63,8 +76,9 @@ class Frame:
         inputs = tuple(held.swapped() for held in self.inputs)
         return Frame(inputs, self.nj, self.ni, self.batch, self.dtype, ranges, self.backend)
 
-    def with_dtype(self, dtype: str | None) -> Frame:
-        return self if dtype == self.dtype else replace(self, dtype=dtype)
+    def but(self, **changes: Any) -> Frame:
+        """The same with some fields changed."""
+        return Frame(**({name: getattr(self, name) for name in self.__slots__} | changes))
 
 
 EMPTY = Frame()
@@ -72,13 +86,9 @@ EMPTY = Frame()
 
 def frame_of(held: Held) -> Frame:
     """The frame of one input."""
-    category = held.category
+    rows, category = held.rows, held.category
     return Frame(
-        (held,),
-        held.rows if category == I else None,
-        held.rows if category == J else None,
-        held.batch,
-        held.dtype,
+        (held,), rows if category == I else None, rows if category == J else None, held.batch, held.dtype
     )
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from functools import lru_cache
 from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 
-from farsum.arrays import Array, Held, Input, Slot, as_ranges, complex_name, described, is_complex, read
+from farsum.arrays import (
+    Array,
+    Held,
+    Input,
+    Slot,
+    as_ranges,
+    complex_name,
+    described,
+    is_complex,
+    read,
+    read_array,
+)
 from farsum.compute import check_backend
 from farsum.frame import EMPTY, Frame, Ranges, frame_of, join, renumbered
 from farsum_kernels.errors import (
@@ -22,7 +33,6 @@ from farsum_kernels.errors import (
 from farsum_kernels.formula.expr import CONST, VAR, Expr, P, constant, node, swap_axes, variable
 
 _SHOWN = 200  # characters of a formula in a repr
-_LEAVES = {(dim, category): variable(0, dim, category) for dim in (1, 2, 3) for category in (0, 1, 2)}
 
 
 class Lazy:
@@ -141,7 +151,7 @@ class Lazy:
 
     @ranges.setter
     def ranges(self, ranges: Sequence[Array] | None) -> None:
-        self.frame = replace(self.frame, ranges=tuple(as_ranges(ranges).values()) or None)
+        self.frame = self.frame.but(ranges=tuple(as_ranges(ranges).values()) or None)
 
     @property
     def backend(self) -> str | None:
@@ -152,7 +162,7 @@ class Lazy:
     def backend(self, backend: str | None) -> None:
         if backend is not None:
             check_backend(backend)
-        self.frame = replace(self.frame, backend=backend)
+        self.frame = self.frame.but(backend=backend)
 
     def __len__(self) -> int:
         raise TypeError(f"a LazyTensor has no length; its shape is {self.shape}")
@@ -203,11 +213,11 @@ class Lazy:
         flipped   op(other, self): the inputs of self come first in the frame all the same
         result    whether it is complex; None for as self is
         """
-        frame, exprs = self._joined(op, *others)
+        frame, exprs = self._joined(op, *others) if others else (self.frame, [self.expr])
         if flipped:
             exprs.reverse()
         try:
-            expr = node(op, *exprs, params=params)
+            expr = node(op, *exprs, params=params) if params else _written(op, *exprs)
         except DimensionError as error:
             raise type(error)(f"{error} ({self._shapes(others)})") from None
         return make(expr, frame, self.is_complex if result is None else result)
@@ -267,7 +277,7 @@ def printed(expr: Expr, frame: Frame, shape: tuple[int, ...]) -> str:
 def make(expr: Expr, frame: Frame, is_complex: bool = False) -> Any:
     """The lazy tensor of a formula over a frame."""
     if is_complex and frame.dtype == "float16":
-        frame = frame.with_dtype("float32")  # there are no complex numbers of halves
+        frame = frame.but(dtype="float32")  # there are no complex numbers of halves
     made = object.__new__(Lazy.kinds[is_complex])
     made.expr = expr
     made.frame = frame
@@ -278,8 +288,24 @@ def _rebuilt(is_complex: bool, expr: Expr, frame: Frame) -> Any:
     return make(expr, frame, is_complex)
 
 
+# A formula is written again and again, in a loop for instance: its nodes are found faster here than among all nodes.
+_written = lru_cache(maxsize=4096)(node)
+
+
+@lru_cache(maxsize=1024)
+def _variable(dim: int, category: int) -> Expr:
+    return variable(0, dim, category)
+
+
+def _leaf(held: Held) -> Expr:
+    return _variable(held.dim, held.category)
+
+
 def made_from(x: Any, axis: int | None = None, complex_symbol: bool = False) -> Any:
     """The lazy tensor of an array, a number, a list of numbers or a symbolic variable."""
+    if type(x) is np.ndarray and not complex_symbol:
+        array = read_array(x, axis)
+        return make(_leaf(array), frame_of(array), x.dtype.kind == "c")
     if type(x) is int or isinstance(x, np.integer):
         if axis is not None and axis not in (0, 1, 2):
             raise AxisError(f"axis={axis!r} is none of 0 (i), 1 (j)")
@@ -294,8 +320,7 @@ def made_from(x: Any, axis: int | None = None, complex_symbol: bool = False) -> 
         raise DimensionError(
             f"a complex symbolic variable counts reals: its dimension {held.dim} must be even"
         )
-    leaf = _LEAVES.get((held.dim, held.category)) or variable(0, held.dim, held.category)
-    return make(leaf, frame_of(held), complex_)
+    return make(_leaf(held), frame_of(held), complex_)
 
 
 def lift(x: Any, op: str) -> Any:

@@ -271,7 +271,9 @@ class Matrix(Reductions):
 
 def _recast(expr: Expr, categories: dict[int, int]) -> Expr:
     """The formula with variables of some categories made into others."""
-    return substitute(expr, lambda v: variable(v.params[0], v.params[1], categories.get(v.params[2], v.params[2])))
+    return substitute(
+        expr, lambda v: variable(v.params[0], v.params[1], categories.get(v.params[2], v.params[2]))
+    )
 
 
 def _beside_rows(held: Input, batched: bool) -> Input:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import numpy as np
 
 from farsum.arrays import Array, Input, Slot, as_reals, checked, complex_name, described, is_number, promoted
-from farsum.compute import Accuracy, Computation, check_backend, check_fits, counting
+from farsum.compute import Accuracy, check_backend, check_fits, computation, counting
 from farsum.frame import Frame, Ranges, renumbered
 from farsum.lazy import printed
 from farsum_kernels.errors import FormulaError, OperandError, ShapeError
@@ -51,11 +51,11 @@ class Reduced:
         is_complex: bool,
         selection: Selection | None = None,
     ) -> None:
-        made = Computation(root, weight, reduction, axis, k, accuracy)
+        made = computation(root, weight, reduction, axis, k, accuracy)
         if len(made.spec("float32").inputs) < len(frame.inputs):
             # A product with 0 has forgotten an array, whose rows still count.
             every = [variable(n, held.dim, held.category) for n, held in enumerate(frame.inputs)]
-            made = Computation(counting(root, weight, every), weight, reduction, axis, k, accuracy)
+            made = computation(counting(root, weight, every), weight, reduction, axis, k, accuracy)
         self.computation = made
         self.frame = frame
         self.slots: tuple[Slot, ...] = ()

@@ -24,8 +24,9 @@ from farsum_kernels.errors import (
     DeadlineExceeded,
     QueueFull,
     ServerUnreachable,
+    WireError,
 )
-from farsum_kernels.job import RANGES, ArrayRef, Options, Result, Spec, check_arrays
+from farsum_kernels.job import RANGES, ArrayRef, Options, Outlook, Result, Spec, check_arrays
 from farsum_proto import tensor, wire
 
 Array = NDArray[Any]
@@ -192,6 +193,10 @@ class RemotePrepared:
         """
         return self._call(arrays, options).run()
 
+    def outlook(self, arrays: Mapping[int, Any]) -> Outlook:
+        """What running on these arrays would take there: its plan, and what it would have to be sent."""
+        return self._call(arrays, Options()).outlook()
+
     def submit(self, arrays: Mapping[int, Any], options: Options = Options()) -> Future[Result]:
         """Evaluate without waiting. The arrays must not change until the future is done."""
         future = RemoteFuture()
@@ -250,6 +255,20 @@ class _Call:
                     raise
                 time.sleep(pause)
 
+    def outlook(self) -> Outlook:
+        self._digests = list(map(_digest, self._arrays))
+        request = wire.Request(self._form, self._contents(frozenset()), outlook=True)
+        try:
+            reply = self._session.ask(request)
+        except Lost as error:
+            raise error.cause from error
+        if not isinstance(reply, wire.Outlook):
+            raise WireError(f"{self._session.target} answered an outlook with {type(reply).__name__}")
+        missing = frozenset(reply.missing)
+        unsent = {d: a.nbytes for d, a in zip(self._digests, self._arrays, strict=True) if d in missing}
+        inline = sum(a.nbytes for d, a in zip(self._digests, self._arrays, strict=True) if not d)
+        return Outlook(self._session.target, sum(unsent.values()) + inline, wire.decode_plan(reply.plan))
+
     def _left(self) -> float | None:
         """The seconds that are left. Raises when there are none, or when nobody waits any more."""
         if self._cancellation:
@@ -278,6 +297,7 @@ class _Call:
                 if self._options.progress:
                     self._options.progress(1.0)
                 return Result(values, wire.decode_plan(reply.plan))
+            assert isinstance(reply, wire.Need)
             missing = frozenset(reply.digests)
             self._upload(missing)
         raise ArrayMissing(

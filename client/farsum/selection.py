@@ -14,7 +14,7 @@ of equally near points, any may be the one that an index names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class Selection:
             order = orders[held.category]
             return held if order is None else Input(held.array[order], held.category, held.loose)
 
-        return replace(frame, inputs=tuple(map(moved, frame.inputs)))
+        return frame.but(inputs=tuple(map(moved, frame.inputs)))
 
     def restored(self, found: Any, made: Computation) -> Any:
         """Results in the user's order; indices as the user counts."""

@@ -214,7 +214,7 @@ class Stream:
             match message:
                 case wire.Progress(share) if pending:
                     pending.share = share
-                case wire.Outputs() | wire.Need() | wire.Failure() if pending:
+                case wire.Outputs() | wire.Need() | wire.Outlook() | wire.Failure() if pending:
                     pending.outcome = message
                     del self._pending[id_]
                 case _:

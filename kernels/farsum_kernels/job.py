@@ -127,6 +127,9 @@ class Spec:
     k: int = 0
     also: tuple[Part, ...] = ()
 
+    def __hash__(self) -> int:
+        return hash(self.digest)  # every call looks its spec up: the digest is made once
+
     def __post_init__(self) -> None:
         reduction_named(self.reduction)
         if self.axis not in (0, 1):
@@ -342,10 +345,12 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What running a job would take: flops of all pairs, bytes that would travel, the engine, its plan in words."""
+    """What running a job would take: the engine, the bytes that would travel to it, its plan in words.
+
+    The plan is that of all pairs, whatever the ranges of the job.
+    """
 
     where: str
-    flops: float
     bytes_to_send: int
     plan: Mapping[str, str]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from math import ceil, prod
 
 from farsum_kernels.formula.lower import Program, Terms
@@ -70,7 +69,8 @@ class Plan:
     threads   threads that pull tasks
     slices    cancel and deadline are looked at this often, and other jobs may run in between
     tasks     units of work that threads pull
-    pairs     M × N × batch
+    pairs     M × N × batch, of a block-sparse job those in its blocks
+    flops     additions, multiplications and their like, in all pairs
     """
 
     layout: Layout
@@ -79,8 +79,8 @@ class Plan:
     slices: int
     tasks: int
     pairs: int
+    flops: float
 
-    @lru_cache(maxsize=1024)  # noqa: B019 - a plan is a small value, and every call asks for this
     def describe(self) -> Mapping[str, str]:
         """The plan in words, for `explain` and for the reply."""
         flat = asdict(self)
@@ -145,7 +145,7 @@ def plan_for(layout: Layout, extent: Extent, work_per_pair: float, machine: Mach
         splits = min(column_tiles, splits * ceil(task_s / SLICE_S))
     tasks = row_tiles * batches * splits
     slices = max(1, min(tasks // max(1, threads), ceil(seconds / SLICE_S)))
-    return Plan(layout, splits, threads, slices, tasks, extent.pairs)
+    return Plan(layout, splits, threads, slices, tasks, extent.pairs, work)
 
 
 def plan_for_ranges(dense: Plan, tasks: int, pairs: int, work_per_pair: float, machine: Machine) -> Plan:
@@ -154,4 +154,4 @@ def plan_for_ranges(dense: Plan, tasks: int, pairs: int, work_per_pair: float, m
     threads = 1 if work < ALONE * dense.layout.lanes else machine.threads
     seconds = work / (machine.rate * dense.layout.lanes * threads)
     slices = max(1, min(tasks // max(1, threads), ceil(seconds / SLICE_S)))
-    return Plan(dense.layout, 1, threads, slices, tasks, pairs)
+    return Plan(dense.layout, 1, threads, slices, tasks, pairs, work)

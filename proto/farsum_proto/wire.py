@@ -354,6 +354,7 @@ class Request:
     contents: tuple[Content, ...]
     deadline_s: float | None = None
     progress: bool = False
+    outlook: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +383,15 @@ class Need:
     digests: tuple[bytes, ...]
 
 
-Reply = Outputs | Need
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a job would take: its plan, encoded, and the digests of the arrays that the server lacks."""
+
+    plan: bytes
+    missing: tuple[bytes, ...]
+
+
+Reply = Outputs | Need | Outlook
 
 
 def _fill(message: pb.ReduceRequest, request: Request) -> None:
@@ -398,6 +407,8 @@ def _fill(message: pb.ReduceRequest, request: Request) -> None:
         message.deadline_s = request.deadline_s
     if request.progress:
         message.progress = True
+    if request.outlook:
+        message.outlook = True
 
 
 def encode_request(request: Request) -> bytes:
@@ -418,7 +429,7 @@ def _request(message: pb.ReduceRequest) -> Request:
     contents = tuple(
         [Content(c.digest, c.inline if c.HasField("inline") else None) for c in message.contents]
     )
-    return Request(message.form, contents, deadline or None, message.progress)
+    return Request(message.form, contents, deadline or None, message.progress, message.outlook)
 
 
 def decode_request(data: bytes) -> Request:
@@ -430,6 +441,8 @@ def decode_request(data: bytes) -> Request:
 def _outcome(reply: Reply) -> pb.ReduceReply:
     if isinstance(reply, Need):
         return pb.ReduceReply(need=pb.Need(digests=reply.digests))
+    if isinstance(reply, Outlook):
+        return pb.ReduceReply(outlook=pb.Outlook(plan=reply.plan, missing=reply.missing))
     message = pb.ReduceReply()
     outputs = message.outputs
     for value in reply.values:
@@ -486,6 +499,8 @@ def _reply(message: pb.ReduceReply) -> Reply:
             return Outputs(tuple(map(_value, message.outputs.values)), message.outputs.plan)
         case "need":
             return Need(tuple(message.need.digests))
+        case "outlook":
+            return Outlook(message.outlook.plan, tuple(message.outlook.missing))
     raise WireError("the reply is empty")
 
 
@@ -613,7 +628,7 @@ def encode_draining() -> bytes:
     return pb.ServerMessage(draining=pb.Draining()).SerializeToString()
 
 
-def decode_server(data: bytes) -> tuple[int, Welcome | Outputs | Need | Progress | Failure | Goodbye]:
+def decode_server(data: bytes) -> tuple[int, Welcome | Reply | Progress | Failure | Goodbye]:
     message = _parse(pb.ServerMessage(), data)
     match message.WhichOneof("body"):
         case "reply":
@@ -720,11 +735,15 @@ def decode_info(data: bytes) -> Info:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """`places` holds for each array its offset in the arena, or its bytes; `outputs` offsets, or nothing."""
+    """`places` holds for each array its offset in the arena, or its bytes; `outputs` offsets, or nothing.
+
+    For an outlook there are no places: the answer is the plan alone.
+    """
 
     form: bytes
     places: tuple[int | bytes, ...]
     outputs: tuple[int, ...]
+    outlook: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -761,6 +780,8 @@ def encode_action(job: int, action: Start | Step | Drop) -> bytes:
         case Start():
             start = message.start
             start.form = action.form
+            if action.outlook:
+                start.outlook = True
             if action.outputs:
                 start.outputs.extend(action.outputs)
             for place in action.places:
@@ -781,7 +802,7 @@ def decode_action(data: bytes) -> tuple[int, Start | Step | Drop]:
         case "start":
             start = message.start
             places = tuple([p.offset if p.HasField("offset") else p.inline for p in start.places])
-            return message.job, Start(start.form, places, tuple(start.outputs))
+            return message.job, Start(start.form, places, tuple(start.outputs), start.outlook)
         case "step":
             return message.job, Step()
         case "drop":

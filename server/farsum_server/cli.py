@@ -34,8 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     ping = commands.add_parser("ping", help="ask a server who it is", description="Ask a server who it is.")
     ping.add_argument("target", nargs="?", default=os.environ.get("FARSUM_TARGET", DEFAULT_TARGET),
                       help=f"default: FARSUM_TARGET, else {DEFAULT_TARGET}")  # fmt: skip
+    run = commands.add_parser(
+        "run", help="run a script written for pykeops, as it is", usage="farsum run [--target TARGET] (script | -m module) [arguments]",
+        description="Run a Python script or module with `import pykeops` answered by farsum.",
+    )  # fmt: skip
+    run.add_argument("--target", help="where its work goes; default: FARSUM_TARGET, else this process")
+    run.add_argument("-m", dest="module", action="store_true", help="run a module instead of a file")
+    # From the first word on, all is the script's: its options are not ours.
+    run.add_argument("script", nargs=argparse.PARSER, help="the script, or the module, and its arguments")
     if arguments[:1] == ["serve"]:
         return _serve(serve, arguments[1:])
+    if arguments[:1] == ["run"]:
+        return _run(run.parse_args(arguments[1:]))
     return _ping(parser.parse_args(arguments).target)
 
 
@@ -54,6 +64,13 @@ def _ping(target: str) -> int:
             f"  {device['kind']}: {device['name']}, {device['threads']} threads, {device['restarts']} restarts"
         )
     return 0
+
+
+def _run(wanted: argparse.Namespace) -> int:
+    import importlib
+
+    status: int = importlib.import_module("farsum.run").run(wanted.script, wanted.module, wanted.target)
+    return status
 
 
 def _serve(parser: argparse.ArgumentParser, arguments: list[str]) -> int:

@@ -92,6 +92,7 @@ class _Job:
     began: float | None = None
     timer: asyncio.TimerHandle | None = None
     settled: bool = False
+    missing: tuple[bytes, ...] = ()  # of an outlook: the arrays that are not here
 
 
 @dataclass(slots=True, eq=False)
@@ -242,19 +243,27 @@ class Daemon:
         form = self._forms.get(request.form)
         wire.check_contents(form, request.contents)
         found = self._find(client.tenant, form, request.contents)
-        if isinstance(found, wire.Need):
+        missing: tuple[bytes, ...] = ()
+        blocks: list[int] = []
+        if request.outlook:
+            missing = found.digests if isinstance(found, wire.Need) else ()
+            pins = [] if isinstance(found, wire.Need) else found[1]
+            start = wire.Start(request.form, (), (), outlook=True)
+        elif isinstance(found, wire.Need):
             answer(found)
             return None
-        places, pins = found
-        try:
-            blocks = self._blocks(form)
-        except FarsumError:
-            self._unpin(pins)
-            raise
+        else:
+            places, pins = found
+            try:
+                blocks = self._blocks(form)
+            except FarsumError:
+                self._unpin(pins)
+                raise
+            start = wire.Start(request.form, places, tuple(blocks))
         self._next_job += 1
         job = _Job(
-            self._next_job, client, form, wire.Start(request.form, places, tuple(blocks)), blocks, pins,
-            answer, on_progress if request.progress else None, time.perf_counter(),
+            self._next_job, client, form, start, blocks, pins, answer, on_progress if request.progress else None,
+            time.perf_counter(), missing=missing,
         )  # fmt: skip
         self._jobs[job.id] = job
         client.jobs.add(job.id)
@@ -415,8 +424,10 @@ class Daemon:
         self.metrics.restarts.inc()
         asyncio.get_running_loop().call_later(pause, self._spawn, device)
 
-    def _collect(self, job: _Job, event: wire.Finished) -> wire.Outputs:
+    def _collect(self, job: _Job, event: wire.Finished) -> wire.Outputs | wire.Outlook:
         """The results: inline, or as tickets that own their regions."""
+        if job.start.outlook:
+            return wire.Outlook(event.plan, job.missing)
         faces = job.form.outputs
         if not job.blocks:
             if [len(v) for v in event.values] != [face.nbytes for face in faces]:
@@ -456,7 +467,7 @@ class Daemon:
         self._settle(job, error)
         self._handle(queue.Cancel(job.id))
 
-    def _settle(self, job: _Job, outcome: wire.Outputs | FarsumError) -> None:
+    def _settle(self, job: _Job, outcome: wire.Outputs | wire.Outlook | FarsumError) -> None:
         """Answer the client. The job's memory may stay until the worker is done with it."""
         if job.settled:
             return

@@ -9,13 +9,16 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from farsum_kernels.errors import DeadlineExceeded, EngineMissing
-from farsum_kernels.job import Options, Result, Spec
-from farsum_server.worker import Worker
+from farsum_kernels.job import Options, Outlook, Result, Spec, check_arrays
+from farsum_server.worker import Run, Worker
+
+if TYPE_CHECKING:
+    from farsum_kernels.backends.cpu.launch import Kernel
+
+MAX_PREPARED = 256
 
 
 class LocalEngine:
@@ -33,8 +36,16 @@ class LocalEngine:
                 "server with farsum.connect('grpc://localhost:50051') or FARSUM_TARGET"
             ) from error
 
+        self._prepared: dict[Spec, LocalPrepared] = {}
+
     def prepare(self, spec: Spec) -> LocalPrepared:
-        return LocalPrepared(self, spec)
+        """Equal specs give one object, which keeps its kernel at hand."""
+        found = self._prepared.get(spec)
+        if found is None:
+            if len(self._prepared) >= MAX_PREPARED:
+                self._prepared.clear()
+            found = self._prepared[spec] = LocalPrepared(self, spec)
+        return found
 
     def close(self) -> None:
         """Nothing is held open; here for the protocol."""
@@ -52,13 +63,26 @@ class LocalPrepared:
         self.spec = spec
         self._engine = engine
 
+    @cached_property
+    def kernel(self) -> Kernel:
+        return self._engine.worker.kernel(self.spec)
+
     def run(self, arrays: Mapping[int, Any], options: Options = Options()) -> Result:
         """Evaluate on this thread and the worker's.
 
         Raises DeadlineExceeded between two slices, once the deadline has passed.
         """
+        run = Run(self.kernel, arrays, check_arrays(self.spec, arrays))
+        if options.deadline_s is not None or options.progress is not None:
+            self._watch(run, options)
+        else:
+            while run.step() < 1.0:
+                pass
+        return Result(run.finish(), run.plan)
+
+    @staticmethod
+    def _watch(run: Run, options: Options) -> None:
         end = None if options.deadline_s is None else time.monotonic() + options.deadline_s
-        run = self._engine.worker.start(self.spec, {n: np.asarray(a) for n, a in arrays.items()})
         while (share := run.step()) < 1.0:
             if options.progress:
                 options.progress(share)
@@ -66,10 +90,14 @@ class LocalPrepared:
                 raise DeadlineExceeded(
                     f"{share:.0%} done after {options.deadline_s} s; the rest was not computed"
                 )
-        values = run.finish()
         if options.progress:
             options.progress(1.0)
-        return Result(values, run.plan)
+
+    def outlook(self, arrays: Mapping[int, Any]) -> Outlook:
+        """What running on these arrays would take. Compiles the kernel, whose plan it is."""
+        check_arrays(self.spec, arrays)
+        plan = self._engine.worker.outlook(self.spec, {n: a.shape for n, a in arrays.items()})
+        return Outlook(f"in this process, on {self._engine.worker.name}", 0, plan)
 
     def submit(self, arrays: Mapping[int, Any], options: Options = Options()) -> Future[Result]:
         return self._engine.executor.submit(self.run, arrays, options)

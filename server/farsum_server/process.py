@@ -93,6 +93,8 @@ class Performer:
                 case wire.Drop():
                     self._runs.pop(job, None)
                     return None
+                case wire.Start(outlook=True):
+                    return self._outlook(action)
                 case wire.Start():
                     self._runs[job] = self._start(action)
             return self._slice(job)
@@ -119,6 +121,11 @@ class Performer:
             arrays[index] = array
         outputs = list(map(self._array, form.outputs, start.outputs)) if start.outputs else None
         return self._worker.start(form.spec, arrays, outputs), outputs is not None
+
+    def _outlook(self, start: wire.Start) -> wire.Finished:
+        form = self._forms.get(start.form)
+        shapes = {index: face.shape for index, face in zip(form.indices, form.faces, strict=True)}
+        return wire.Finished((), wire.encode_plan(self._worker.outlook(form.spec, shapes)))
 
     def _array(self, face: wire.Face, offset: int) -> NDArray[Any]:
         return np.ndarray(face.shape, held_as(face.dtype), self._arena.view, offset)

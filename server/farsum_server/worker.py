@@ -7,12 +7,15 @@ daemon. It never opens a socket and never decides who runs next.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from farsum_kernels.compile import Compiler
-from farsum_kernels.job import Extent, Spec, check_arrays
+from farsum_kernels.job import RANGES, Extent, Spec, check_arrays, extent_of
+
+if TYPE_CHECKING:
+    from farsum_kernels.backends.cpu.launch import Kernel
 
 Array = NDArray[Any]
 
@@ -33,14 +36,25 @@ class Worker:
         self.name = native.host()[0]
         self.threads = machine.threads
 
+    def kernel(self, spec: Spec) -> Kernel:
+        """The compiled reduction, made now if it is new.
+
+        Raises FormulaTooLarge for a formula that compiles to too much code.
+        """
+        return self._compiler.kernel(spec)
+
+    def outlook(self, spec: Spec, shapes: Mapping[int, tuple[int, ...]]) -> Mapping[str, str]:
+        """The plan of a job on arrays of these shapes, in words. Compiles; computes nothing, and no ranges are counted."""
+        own = {index: shape for index, shape in shapes.items() if index not in RANGES}
+        return self.kernel(spec).plan(extent_of(spec, own)).describe()
+
     def start(self, spec: Spec, arrays: Mapping[int, Array], outputs: Sequence[Array] | None = None) -> Run:
         """Bind a job. Its results are written into `outputs` when given, C-ordered arrays of the right shapes.
 
-        Raises ShapeError and DtypeError for arrays that do not fit, FormulaTooLarge for a formula that
-        compiles to too much code.
+        Raises ShapeError and DtypeError for arrays that do not fit.
         """
         extent = check_arrays(spec, arrays)
-        return Run(self._compiler, spec, arrays, extent, outputs)
+        return Run(self.kernel(spec), arrays, extent, outputs)
 
 
 class Run:
@@ -48,19 +62,17 @@ class Run:
 
     def __init__(
         self,
-        compiler: Compiler,
-        spec: Spec,
+        kernel: Kernel,
         arrays: Mapping[int, Array],
         extent: Extent,
-        outputs: Sequence[Array] | None,
+        outputs: Sequence[Array] | None = None,
     ) -> None:
-        kernel = compiler.kernel(spec)
         self._launch = kernel.launch(arrays, extent)
         self._outputs = outputs
 
     @property
     def plan(self) -> Mapping[str, str]:
-        return self._launch.plan.describe()
+        return self._launch.words
 
     def step(self) -> float:
         """Run the next slice, about 100 ms at most; gives the finished share, 1.0 when all are done."""

@@ -238,3 +238,17 @@ def test_a_forked_child_opens_its_own_connection(server: Server) -> None:
         timeout=60,
     )
     assert done.stdout == "both\n", done.stderr
+
+
+def test_an_outlook_computes_nothing_and_says_what_is_missing(engine: RemoteEngine) -> None:
+    spec, arrays = gaussian_sum(), points(3_000, 4_000, seed=77)
+    prepared = engine.prepare(spec)
+    before, local = prepared.outlook(arrays), LocalEngine().prepare(spec).outlook(arrays)
+    assert before.where == engine.target
+    assert before.plan.keys() == local.plan.keys() and local.bytes_to_send == 0
+    assert before.plan["pairs"] == "12000000" and float(before.plan["flops"]) > 12e6
+    assert before.bytes_to_send == sum(a.nbytes for a in arrays.values())
+    prepared.run(arrays)
+    assert prepared.outlook(arrays).bytes_to_send == 0
+    with pytest.raises(ShapeError, match="needs shape"):
+        prepared.outlook(arrays | {0: arrays[0][:, :2]})

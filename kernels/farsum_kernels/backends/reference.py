@@ -107,6 +107,14 @@ def finish_state(rule: Reduction, state: Sequence[Array], dtype: np.dtype[Any]) 
     return [[np.asarray(values[p]) for p in group] for group in groups]
 
 
+def picked_states(rule: Reduction, states: int) -> tuple[tuple[int, ...], ...] | None:
+    """Which of its states each output of a reduction consists of; None when finishing computes something."""
+    code, groups = _recorded(rule, "finish", states)
+    if any(instr.prim is not Prim.ARG for instr in code):
+        return None
+    return tuple(tuple(code[p].imm for p in group) for group in groups)
+
+
 def merge_lists(rule: Reduction, values: Array, places: Array, k: int) -> tuple[Array, Array]:
     """The k best of lists along the first axis, best first; of equal ones the earliest place in the list."""
     ascending = rule.identity(1, 0)[0] == float("inf")

@@ -120,26 +120,30 @@ class Value(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., inline: _Optional[bytes] = ..., ticket: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ...) -> None: ...
 
 class ReduceRequest(_message.Message):
-    __slots__ = ("form", "contents", "deadline_s", "progress", "protocol")
+    __slots__ = ("form", "contents", "deadline_s", "progress", "protocol", "outlook")
     FORM_FIELD_NUMBER: _ClassVar[int]
     CONTENTS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    OUTLOOK_FIELD_NUMBER: _ClassVar[int]
     form: bytes
     contents: _containers.RepeatedCompositeFieldContainer[Content]
     deadline_s: float
     progress: bool
     protocol: int
-    def __init__(self, form: _Optional[bytes] = ..., contents: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., progress: bool = ..., protocol: _Optional[int] = ...) -> None: ...
+    outlook: bool
+    def __init__(self, form: _Optional[bytes] = ..., contents: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., progress: bool = ..., protocol: _Optional[int] = ..., outlook: bool = ...) -> None: ...
 
 class ReduceReply(_message.Message):
-    __slots__ = ("outputs", "need")
+    __slots__ = ("outputs", "need", "outlook")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     NEED_FIELD_NUMBER: _ClassVar[int]
+    OUTLOOK_FIELD_NUMBER: _ClassVar[int]
     outputs: Outputs
     need: Need
-    def __init__(self, outputs: _Optional[_Union[Outputs, _Mapping]] = ..., need: _Optional[_Union[Need, _Mapping]] = ...) -> None: ...
+    outlook: Outlook
+    def __init__(self, outputs: _Optional[_Union[Outputs, _Mapping]] = ..., need: _Optional[_Union[Need, _Mapping]] = ..., outlook: _Optional[_Union[Outlook, _Mapping]] = ...) -> None: ...
 
 class Outputs(_message.Message):
     __slots__ = ("values", "plan")
@@ -167,6 +171,14 @@ class Need(_message.Message):
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     digests: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Outlook(_message.Message):
+    __slots__ = ("plan", "missing")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    plan: bytes
+    missing: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, plan: _Optional[bytes] = ..., missing: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ClientMessage(_message.Message):
     __slots__ = ("id", "hello", "reduce", "cancel")

@@ -27,14 +27,16 @@ class Action(_message.Message):
     def __init__(self, job: _Optional[int] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ...) -> None: ...
 
 class Start(_message.Message):
-    __slots__ = ("form", "places", "outputs")
+    __slots__ = ("form", "places", "outputs", "outlook")
     FORM_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    OUTLOOK_FIELD_NUMBER: _ClassVar[int]
     form: bytes
     places: _containers.RepeatedCompositeFieldContainer[Place]
     outputs: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, form: _Optional[bytes] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., outputs: _Optional[_Iterable[int]] = ...) -> None: ...
+    outlook: bool
+    def __init__(self, form: _Optional[bytes] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., outputs: _Optional[_Iterable[int]] = ..., outlook: bool = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from ctypes import c_int64, c_void_p
 from functools import lru_cache
 from math import prod
@@ -15,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends.cpu import native
-from farsum_kernels.backends.cpu.skeleton import Text, kernel_text
+from farsum_kernels.backends.cpu.addresses import address, table_of
+from farsum_kernels.backends.cpu.skeleton import Stored, Text, kernel_text
+from farsum_kernels.backends.cpu.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
+from farsum_kernels.backends.cpu.threads import POOL, scratch
 from farsum_kernels.backends.cpu.vector import LLVM
-from farsum_kernels.backends.reference import finish_state, merge_lists, merge_states
+from farsum_kernels.backends.reference import finish_state, merge_lists, merge_states, picked_states
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.lower import Program, Want, lower
 from farsum_kernels.formula.reductions import Kind
@@ -32,6 +33,8 @@ MAX_TEXT_BYTES = 8 << 20
 # How far the indices that ride in float32 lanes count, as int32, and as numbers of a formula.
 MAX_INT32, MAX_FLOAT32 = (1 << 31) - 1, 1 << 24
 _POINTERS = (c_void_p,) * 6
+MAX_GROUNDS = 64
+SPARE_BYTES, MAX_SPARE = 1 << 16, 4
 
 
 class Kernel:
@@ -61,6 +64,15 @@ class Kernel:
         self.work_per_pair = self.program.flops_per_pair()
         self._kinds = {kind for part in parts for kind in part.rule.state(1, 1)}
         self._numbers_rows = any(instr.prim is Prim.ROW for instr in self.program.code)
+        self.indices = [v.params[0] for v in self.program.slots]
+        self.output_dtypes = output_dtypes(spec)
+        # How many states each reduction has, and which of them its outputs are, if finishing is no more than that.
+        self.counts = [
+            (part, len(part.rule.state(1 if terms.loop else terms.dim, len(terms.weight))))
+            for part, terms in zip(spec.parts, self.program.terms, strict=True)
+        ]
+        self.picks = _picks(self.counts)
+        self._grounds: dict[Any, Ground] = {}
 
     def check_indices(self, extent: Extent) -> None:
         """Raise FormulaTooLarge when rows cannot be counted in the dtype of the arithmetic."""
@@ -80,9 +92,54 @@ class Kernel:
         """How a job of these sizes would be cut up."""
         return _plan(self.layout, _reduced_over_j(self.spec, extent), self.work_per_pair, self.machine)
 
+    def ground(self, shapes: tuple[tuple[int, ...], ...], extent: Extent) -> Ground:
+        """The plan and tables of a dense job, made once for a run of equal shapes."""
+        key = shapes, extent
+        if (known := self._grounds.get(key)) is None:
+            if len(self._grounds) >= MAX_GROUNDS:
+                self._grounds.clear()
+            known = self._grounds[key] = self._new_ground(shapes, extent)
+        return known
+
+    def _new_ground(self, shapes: tuple[tuple[int, ...], ...], extent: Extent) -> Ground:
+        over_j = _reduced_over_j(self.spec, extent)
+        self.check_indices(over_j)
+        plan, batches, slots = self.plan(extent), prod(extent.batch), self.program.slots
+        offsets = np.empty((batches, len(slots) + self.text.packed), np.int64)
+        for s, (v, shape) in enumerate(zip(slots, shapes, strict=True)):
+            offsets[:, s] = batch_offsets(shape, extent.batch, 1 if v.params[2] == 2 else 2)
+        padded = -(-over_j.n // self.layout.lanes) * self.layout.lanes
+        offsets[:, len(slots) :] = (np.arange(batches) * padded)[:, None]
+        return Ground(plan, offsets, *dense_tables(plan.layout, over_j, plan.splits))
+
+    def sparse_ground(self, dense: Ground, over_j: Extent, blocks: Sequence[Array]) -> Ground:
+        """The plan and tables of a job with ranges."""
+        tasks, spans, places = sparse_tables(dense.plan.layout, over_j.m, *blocks)
+        pairs = pairs_in(tasks, spans)
+        plan = plan_for_ranges(dense.plan, len(tasks), pairs, self.work_per_pair, self.machine)
+        return Ground(plan, dense.offsets, tasks, spans, places)
+
+    def pack_ground(self, over_j: Extent, dense: Ground) -> Ground:
+        """The tables for what depends on a column alone: its rows are the columns of the job."""
+        layout = Layout(self.layout.lanes, 1, 1, 0, 0)
+        tables = dense_tables(layout, Extent(over_j.n, 0, over_j.batch), 1)
+        return Ground(dense.plan, dense.offsets, *tables)
+
     def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch:
         """Bind arrays of the right shapes and dtype."""
         return Launch(self, arrays, extent)
+
+
+def _picks(counts: Sequence[tuple[Part, int]]) -> list[tuple[Part, list[int]]] | None:
+    """The places among all states of the components of each output, if finishing only chooses."""
+    picks, first = [], 0
+    for part, count in counts:
+        places = None if part.rule.listed else picked_states(part.rule, count)
+        if places is None:
+            return None
+        picks += [(part, [first + p for p in group]) for group in places]
+        first += count
+    return picks
 
 
 @lru_cache(maxsize=1024)
@@ -94,34 +151,52 @@ def _reduced_over_j(spec: Spec, extent: Extent) -> Extent:
     return extent if spec.axis == 1 else Extent(extent.n, extent.m, extent.batch)
 
 
+class Ground:
+    """What a job needs besides its arrays: its plan and its tables. The same for all jobs of equal shapes.
+
+    offsets   (batch, slot): the first element of each batch member in each input
+    places    of block-sparse jobs: the place of each row in the states, -1 where no block covers it
+    """
+
+    def __init__(
+        self, plan: Plan, offsets: Array, tasks: Array, spans: Array, places: Array | None = None
+    ) -> None:
+        self.plan = plan
+        self.places = places
+        self.tasks = tasks
+        self.offsets = offsets
+        self._kept = offsets, tasks, spans  # alive as long as their addresses
+        self.addresses = tuple(map(address, self._kept))
+        self.batches = len(offsets)
+        self.words = plan.describe()
+        # Buffers of small states, to be used again: a list is safe to share between threads.
+        self.spare: list[tuple[list[Array], Any]] = []
+
+    def states(self, stored: Sequence[Stored]) -> tuple[list[Array], Any]:
+        """Memory for the states of all rows, and the table of its addresses."""
+        if self.spare:
+            with suppress(IndexError):  # another thread was faster
+                return self.spare.pop()
+        rows = self.plan.tasks * self.plan.layout.task_rows
+        out = [np.empty((state.repeat, rows), state.dtype) for state in stored]
+        return out, table_of(out)
+
+
 class Launch:
-    """One job: its tables, its slices, its states."""
+    """One job: its arrays, its slices, its states."""
 
     def __init__(self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> None:
         self._kernel = kernel
-        self._extent = _reduced_over_j(kernel.spec, extent)
-        kernel.check_indices(self._extent)
-        plan = kernel.plan(extent)
-        batches = prod(extent.batch)
-        slots = kernel.program.slots
+        dtype, computed = kernel.spec.dtype, kernel.dtype
         # Kept alive here: the tables hold bare addresses.
-        self._arrays = [_numbers(arrays[v.params[0]], kernel.spec.dtype, kernel.dtype) for v in slots]
-        offsets = np.empty((batches, len(slots) + kernel.text.packed), np.int64)
-        for s, (v, array) in enumerate(zip(slots, self._arrays, strict=True)):
-            offsets[:, s] = _batch_offsets(array.shape, extent.batch, 1 if v.params[2] == 2 else 2)
-        self._offsets = offsets
-        self._places: Array | None = None
+        self._arrays = [_numbers(arrays[index], dtype, computed) for index in kernel.indices]
+        self._extent = _reduced_over_j(kernel.spec, extent)
+        self._ground = kernel.ground(tuple([a.shape for a in self._arrays]), extent)
         if RANGES[0] in arrays:
             blocks = [arrays[place] for place in (RANGES[:3] if kernel.spec.axis == 1 else RANGES[3:])]
-            self._tasks, self._spans, self._places = _sparse_tables(plan.layout, self._extent.m, *blocks)
-            pairs = _pairs_in(self._tasks, self._spans)
-            plan = plan_for_ranges(plan, len(self._tasks), pairs, kernel.work_per_pair, kernel.machine)
-        else:
-            self._tasks, self._spans = _dense_tables(plan.layout, self._extent, plan.splits)
-        self.plan = plan
-        rows = plan.tasks * plan.layout.task_rows
-        self._out = [np.empty((state.repeat, rows), state.dtype) for state in kernel.text.states]
-        self._counter = np.zeros(1, np.int64)
+            self._ground = kernel.sparse_ground(self._ground, self._extent, blocks)
+        self.plan = plan = self._ground.plan
+        self._out, self._out_table = self._ground.states(kernel.text.states)
         self._done = 0
         if self._extent.n == 0:
             # Without columns nothing is computed, whatever the rows hold.
@@ -130,50 +205,40 @@ class Launch:
             self._done = plan.slices
             return
         if kernel.pack:
-            self._pack(batches)
-        self._table = _addresses(self._arrays)
-        self._out_table = _addresses(self._out)
+            self._pack()
+        self._table = table_of(self._arrays)
 
-    def _pack(self, batches: int) -> None:
+    def _pack(self) -> None:
         """Compute what depends on a column alone, once for all rows."""
-        kernel, n = self._kernel, self._extent.n
-        layout = Layout(kernel.layout.lanes, 1, 1, 0, 0)
-        flipped = Extent(n, 0, self._extent.batch)
-        tasks, spans = _dense_tables(layout, flipped, 1)
-        padded = -(-n // layout.lanes) * layout.lanes
-        packed = [np.empty((batches, padded), kernel.dtype) for _ in range(kernel.text.packed)]
-        first = len(kernel.program.slots)
-        self._offsets[:, first:] = (np.arange(batches) * padded)[:, None]
-        table, out = _addresses([*self._arrays, *packed]), _addresses(packed)
+        kernel, batches = self._kernel, self._ground.batches
+        ground = kernel.pack_ground(self._extent, self._ground)
+        rows = len(ground.tasks) // batches * kernel.layout.lanes
+        packed = [np.empty((batches, rows), kernel.dtype) for _ in range(kernel.text.packed)]
+        table, out = table_of([*self._arrays, *packed]), table_of(packed)
         assert kernel.pack
-        self._call(kernel.pack, table, tasks, spans, out, 0, len(tasks), 1)
+        self._call(kernel.pack, ground, table, out, 0, len(ground.tasks), 1)
         self._arrays += packed
 
     def _call(
-        self,
-        function: Any,
-        table: Array,
-        tasks: Array,
-        spans: Array,
-        out: Array,
-        first: int,
-        end: int,
-        threads: int,
+        self, function: Any, ground: Ground, table: Any, out: Any, first: int, end: int, threads: int
     ) -> None:
-        self._counter[0] = first
-        arguments = (
-            _address(table), _address(self._offsets), _address(tasks), _address(spans),
-            _address(out), _address(self._counter), end, len(tasks),
-        )  # fmt: skip
-        scratch = self._kernel.text.scratch
-
-        def work() -> None:
-            function(*arguments, _scratch(scratch))
-
+        counter = (c_int64 * 1)(first)
+        offsets, tasks, spans = ground.addresses
+        size, count = self._kernel.text.scratch, len(ground.tasks)
         if threads == 1:
-            work()
-        else:
-            POOL.run(work, threads)
+            function(table, offsets, tasks, spans, out, counter, end, count, scratch(size))
+            return
+
+        def work(owner: Launch = self) -> None:
+            # The owner lives as long as the work: an interrupt may end the waiting before the last thread ends.
+            function(table, offsets, tasks, spans, out, counter, end, count, scratch(size))
+
+        POOL.run(work, threads)
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """The plan in words."""
+        return self._ground.words
 
     @property
     def share(self) -> float:
@@ -184,54 +249,75 @@ class Launch:
         """Run the next slice; gives the finished share."""
         plan = self.plan
         if self._done < plan.slices:
-            first, end = (plan.tasks * part // plan.slices for part in (self._done, self._done + 1))
+            first, end = plan.tasks * self._done // plan.slices, plan.tasks * (self._done + 1) // plan.slices
             if end > first:
                 self._call(
-                    self._kernel.main,
-                    self._table,
-                    self._tasks,
-                    self._spans,
-                    self._out_table,
-                    first,
-                    end,
-                    plan.threads,
+                    self._kernel.main, self._ground, self._table, self._out_table, first, end, plan.threads
                 )
             self._done += 1
-        return self.share
+        return self._done / plan.slices
 
     def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
         """Merge the splits and finish the states of a job that is done, reduction by reduction."""
-        spec, extent, batches = self._kernel.spec, self._extent, prod(self._extent.batch)
-        states = self._by_row(batches)
-        groups: list[tuple[Part, list[Array]]] = []
-        for part, terms in zip(spec.parts, self._kernel.program.terms, strict=True):
-            count = len(part.rule.state(1 if terms.loop else terms.dim, len(terms.weight)))
-            own, states = states[:count], states[count:]
-            merged = self._merged_lists(part, own) if part.rule.listed else self._merged(part, own)
-            groups += [(part, group) for group in finish_state(part.rule, merged, self._kernel.dtype)]
+        spec, extent = self._kernel.spec, self._extent
+        batches = prod(extent.batch)
+        if self._kernel.picks and self.plan.splits == 1 and self._ground.places is None:
+            groups = self._picked(batches)
+        else:
+            groups = self._finished(batches)
         results = []
-        for n, ((part, group), dtype) in enumerate(zip(groups, output_dtypes(spec), strict=True)):
+        for n, ((part, group), dtype) in enumerate(zip(groups, self._kernel.output_dtypes, strict=True)):
             tail = part.output_tail()
             held = "uint16" if dtype == "bfloat16" else dtype
             out = into[n] if into is not None else np.empty((*extent.batch, extent.m, *tail), held)
-            if dtype == "bfloat16":
+            if spec.dtype == "bfloat16" and dtype == "bfloat16":
                 group = [_rounded_to_bfloat16(g) for g in group]
-            _assemble(out.reshape(batches, extent.m, *tail), group, part.k)
+            if tail == (1,) and len(group) == 1:
+                out.reshape(batches, extent.m)[...] = group[0][0]
+            else:
+                _assemble(out.reshape(batches, extent.m, *tail), group, part.k)
             results.append(out)
+        self._give_back()
         return tuple(results)
+
+    def _give_back(self) -> None:
+        """Leave the memory of the states to the next job."""
+        if self._out[0].nbytes <= SPARE_BYTES and len(self._ground.spare) < MAX_SPARE:
+            self._ground.spare.append((self._out, self._out_table))
+
+    def _picked(self, batches: int) -> list[tuple[Part, list[Array]]]:
+        """The components of each output as (repeat, batch, rows), where finishing only chooses among the states."""
+        m = self._extent.m
+        rows = [
+            a.reshape(len(a), batches, -1)[..., :m] if a.size else a.reshape(len(a), batches, 0)
+            for a in self._out
+        ]
+        return [(part, [rows[place] for place in places]) for part, places in self._kernel.picks or ()]
+
+    def _finished(self, batches: int) -> list[tuple[Part, list[Array]]]:
+        """The components of each output as (repeat, batch, rows)."""
+        kernel = self._kernel
+        states = self._by_row(batches)
+        groups: list[tuple[Part, list[Array]]] = []
+        for part, count in kernel.counts:
+            own, states = states[:count], states[count:]
+            merged = self._merged_lists(part, own) if part.rule.listed else self._merged(part, own)
+            groups += [(part, group) for group in finish_state(part.rule, merged, kernel.dtype)]
+        return groups
 
     def _by_row(self, batches: int) -> list[Array]:
         """The states as (repeat, splits, batch, rows)."""
         plan, m = self.plan, self._extent.m
-        if self._places is None:
+        places = self._ground.places
+        if places is None:
             per_batch = plan.tasks // max(1, plan.splits * batches) * plan.layout.task_rows
             return [a.reshape(len(a), plan.splits, batches, per_batch)[..., :m] for a in self._out]
         # Rows that no block covers keep the identity.
-        covered = self._places >= 0
+        covered = places >= 0
         states = []
         for a, stored in zip(self._out, self._kernel.text.states, strict=True):
             row = np.full((len(a), m), stored.identity, a.dtype)
-            row[:, covered] = a[:, self._places[covered]]
+            row[:, covered] = a[:, places[covered]]
             states.append(row[:, None, None, :])
         return states
 
@@ -273,67 +359,6 @@ def _assemble(out: Array, group: Sequence[Array], k: int) -> None:
         out[..., d * dims : (d + 1) * dims] = np.transpose(lists, (2, 3, 0, 1))
 
 
-def _address(array: Array) -> int:
-    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
-
-
-def _addresses(arrays: Sequence[Array]) -> Array:
-    return np.array([_address(a) for a in arrays], np.uint64)
-
-
-@lru_cache(maxsize=256)
-def _batch_offsets(shape: tuple[int, ...], batch: tuple[int, ...], own: int) -> Array | int:
-    """The first element of each batch member in an array whose batch axes broadcast."""
-    axes = shape[: len(shape) - own]
-    if not batch:
-        return 0
-    size = prod(shape[len(shape) - own :])
-    starts = (np.arange(prod(axes), dtype=np.int64) * size).reshape(axes)
-    return np.broadcast_to(starts, batch).reshape(-1)
-
-
-@lru_cache(maxsize=64)
-def _dense_tables(layout: Layout, extent: Extent, splits: int) -> tuple[Array, Array]:
-    """Tasks and spans of a job without ranges: every row meets every column."""
-    edges = np.arange(splits + 1, dtype=np.int64) * extent.n // splits
-    spans = np.stack([edges[:-1], edges[1:]], axis=1)
-    batches, tiles = prod(extent.batch), -(-extent.m // layout.task_rows)
-    tasks = np.empty((splits, batches, tiles, 5), np.int64)
-    first = np.arange(tiles) * layout.task_rows
-    tasks[..., 0] = np.arange(batches)[None, :, None]
-    tasks[..., 1] = first
-    tasks[..., 2] = np.minimum(first + layout.task_rows, extent.m)
-    tasks[..., 3] = np.arange(splits)[:, None, None]
-    tasks[..., 4] = tasks[..., 3] + 1
-    return np.ascontiguousarray(tasks.reshape(-1, 5)), np.ascontiguousarray(spans)
-
-
-def _sparse_tables(
-    layout: Layout, m: int, blocks: Array, slices: Array, intervals: Array
-) -> tuple[Array, Array, Array]:
-    """Tasks and spans of a block-sparse job, and for each row its place in the states, -1 if none covers it."""
-    lengths = blocks[:, 1] - blocks[:, 0]
-    tiles = -(-lengths // layout.task_rows)
-    of_block = np.repeat(np.arange(len(blocks)), tiles)
-    first_tile = np.cumsum(tiles) - tiles
-    within = np.arange(len(of_block)) - first_tile[of_block]
-    tasks = np.zeros((len(of_block), 5), np.int64)
-    tasks[:, 1] = blocks[of_block, 0] + within * layout.task_rows
-    tasks[:, 2] = np.minimum(tasks[:, 1] + layout.task_rows, blocks[of_block, 1])
-    starts = np.concatenate([np.zeros(1, np.int64), slices[:-1]]) if len(slices) else slices
-    tasks[:, 3], tasks[:, 4] = starts[of_block], slices[of_block]
-    places = np.full(m, -1, np.int64)
-    for (start, end), tile in zip(blocks.tolist(), first_tile.tolist(), strict=True):
-        # A later block that covers the same rows replaces the earlier one.
-        places[start:end] = tile * layout.task_rows + np.arange(end - start)
-    return tasks, np.ascontiguousarray(intervals), places
-
-
-def _pairs_in(tasks: Array, spans: Array) -> int:
-    upto = np.concatenate([np.zeros(1, np.int64), np.cumsum(spans[:, 1] - spans[:, 0])])
-    return int(((tasks[:, 2] - tasks[:, 1]) * (upto[tasks[:, 4]] - upto[tasks[:, 3]])).sum())
-
-
 def _numbers(array: Array, dtype: str, computed: np.dtype[Any]) -> Array:
     """An input in the dtype of the arithmetic, C-ordered."""
     if dtype == "bfloat16":
@@ -346,46 +371,3 @@ def _rounded_to_bfloat16(values: Array) -> Array:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
-
-
-# ── threads ───────────────────────────────────────────────────────────────────────────────────────
-
-_local = threading.local()
-
-
-def _scratch(size: int) -> int:
-    """This thread's scratch memory, aligned to 64 bytes."""
-    held = getattr(_local, "scratch", None)
-    if held is None or held.nbytes < size + 64:
-        held = _local.scratch = np.empty(size + 64, np.uint8)
-    return -(-_address(held) // 64) * 64
-
-
-class Pool:
-    """Threads that wait for native work. A forked child starts with none and makes its own."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
-        self._size = 0
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._executor, self._size = None, 0
-
-    def run(self, work: Any, threads: int) -> None:
-        """Run `work` on this thread and on threads - 1 others, and wait for all."""
-        with self._lock:
-            if self._executor is None or self._size < threads - 1:
-                self._size = threads - 1
-                self._executor = ThreadPoolExecutor(self._size, thread_name_prefix="farsum-cpu")
-            executor = self._executor
-        others = [executor.submit(work) for _ in range(threads - 1)]
-        work()
-        for other in others:
-            other.result()
-
-
-POOL = Pool()
