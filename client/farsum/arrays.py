@@ -22,12 +22,14 @@ _COMPLEX_OF = {"float32": "complex64", "float64": "complex128"}
 class Input:
     """One array of a formula: rows of x_i (..., M, D), of y_j (..., N, D), or a parameter (..., D).
 
-    A loose input is a Python number or list: it has no dtype of its own and takes that of the job.
+    A loose input is a Python number or list: it has no dtype of its own and takes that of the job. A source is
+    a complex array whose numbers do not lie side by side: `array` is a copy of it, made anew for each job.
     """
 
-    __slots__ = ("array", "batch", "category", "dim", "key", "loose", "rows")
+    __slots__ = ("array", "batch", "category", "dim", "key", "loose", "rows", "source")
 
-    def __init__(self, array: Array, category: int, loose: bool = False) -> None:
+    def __init__(self, array: Array, category: int, loose: bool = False, source: Array | None = None) -> None:
+        self.source = source
         shape = array.shape
         self.array = array
         self.category = category
@@ -38,8 +40,8 @@ class Input:
         # Equal for two inputs that read the same memory in the same way: they are then one variable.
         self.key: object = id(self)
         if not loose:
-            address = array.__array_interface__["data"][0]
-            self.key = address, shape, array.strides, array.dtype, category
+            memory = array if source is None else source
+            self.key = memory.__array_interface__["data"][0], shape, memory.strides, array.dtype, category
 
     @property
     def dtype(self) -> str | None:
@@ -47,14 +49,17 @@ class Input:
 
     def swapped(self) -> Input:
         """The same rows along the other axis."""
-        return self if self.category == P else Input(self.array, J if self.category == I else I, self.loose)
+        other = (J, I, P)[self.category]
+        return self if self.category == P else Input(self.array, other, self.loose, self.source)
 
     def of(self, dtype: str) -> Array:
         """The array in the dtype of a job; itself, if it has it."""
+        if self.source is not None:
+            return as_reals(self.source).reshape(self.array.shape).astype(dtype, copy=False)  # type: ignore[no-any-return]
         return self.array if dtype_name(self.array.dtype) == dtype else self.array.astype(dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Input, (self.array, self.category, self.loose)
+        return Input, (self.array, self.category, self.loose, self.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class Slot:
     batch = ()
     dtype = None
     loose = False
+    source = None
 
     @property
     def key(self) -> object:
@@ -132,7 +138,11 @@ def as_reals(x: Any) -> Any:
             f"an array of shape {x.shape} has dtype {x.dtype}; supported are complex64 and complex128"
         )
     x = np.atleast_1d(x)
-    return np.ascontiguousarray(x).view(x.real.dtype)
+    parts = np.dtype(f"f{x.dtype.itemsize // 2}")
+    try:
+        return x.view(parts)
+    except ValueError:  # the numbers of a row do not lie side by side
+        return np.ascontiguousarray(x).view(parts)
 
 
 def promoted(a: str | None, b: str | None) -> str | None:
@@ -188,7 +198,13 @@ def _symbol(x: tuple[Any, ...], axis: int | None) -> Slot:
 
 def read_array(x: Array, axis: int | None) -> Input:
     """What an array is by its shape, or by the axis that is named."""
-    x = checked(as_reals(x))
+    held = _read_reals(checked(as_reals(x)), axis)
+    if x.dtype.kind == "c" and not np.may_share_memory(x, held.array):
+        held = Input(held.array, held.category, held.loose, x)
+    return held
+
+
+def _read_reals(x: Array, axis: int | None) -> Input:
     if x.ndim == 2:
         if axis not in (0, 1):
             raise ShapeError(

@@ -32,7 +32,8 @@ def grid_cluster(x: Array, size: Any) -> Array:
     size   the side of a cell, or one for each axis: (D,)
 
     The grid starts at the smallest coordinate of each axis, so that labels do not change when all points
-    are moved. Cells are numbered along the first axis first; two cells never share a label.
+    are moved. Cells are numbered in the order of their coordinates, the first axis counting most; two
+    cells never share a label.
 
     Raises ShapeError, DtypeError, or ArrayError for coordinates that are not finite and sizes not above 0.
 
@@ -57,7 +58,7 @@ def grid_cluster(x: Array, size: Any) -> Array:
         cells = np.floor((wide - wide.min(0)) / side)
     if not np.isfinite(cells).all():
         raise ArrayError(f"cells of side {size} are too small for points so far apart")
-    order = np.lexsort(cells.T)  # its last key, the last axis, counts most
+    order = np.lexsort(cells.T[::-1])  # its last key, here the first axis, counts most
     ahead = cells[order]
     first = np.concatenate([[False], (ahead[1:] != ahead[:-1]).any(1)])
     labels = np.empty(len(x), np.int64)
@@ -105,7 +106,8 @@ def cluster_centroids(
     weights     (M,) or (M, 1): a weighted mean, NaN where a cluster weighs nothing
     weights_c   (C,) the weight of each cluster, if it is known; used together with weights
     """
-    x, lab = _points(x), _labels(lab)
+    lab = _labels(lab)
+    x = _rows(_points(x), lab, "x")
     return _centroids(x, lab, _counts(lab, Nlab), _weights(weights, lab), weights_c)
 
 
@@ -119,7 +121,8 @@ def cluster_ranges_centroids(
     weights      (M,) or (M, 1); without them the third array, float64, holds the number of points
     min_weight   weights at or below it are taken to be it, so that no centroid of points is NaN
     """
-    x, lab = _points(x), _labels(lab)
+    lab = _labels(lab)
+    x = _rows(_points(x), lab, "x")
     counts, w = _counts(lab, None), _weights(weights, lab)
     if w is not None and min_weight is not None:
         w = np.maximum(w, min_weight)

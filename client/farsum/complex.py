@@ -54,7 +54,7 @@ class ComplexLazyTensor(Matrix):
         if not other.is_complex:
             if other.expr.dim == 1 and (op == "Mult" or (op == "Divide" and not flipped)):
                 scale = other if op == "Mult" else 1 / other
-                return self._apply("ComplexRealScal", scale)
+                return self._apply("ComplexRealScal", scale, result=True)
             other = other.real2complex()
         return self._apply(_OPS[op], other, flipped=flipped)
 

@@ -211,9 +211,11 @@ class Lazy:
         """The lazy tensor op(self, *others).
 
         flipped   op(other, self): the inputs of self come first in the frame all the same
-        result    whether it is complex; None for as self is
+        result    whether it is complex; None for as self and all others are
         """
-        frame, exprs = self._joined(op, *others) if others else (self.frame, [self.expr])
+        frame, exprs = (
+            self._joined(op, *others, mixed=result is not None) if others else (self.frame, [self.expr])
+        )
         if flipped:
             exprs.reverse()
         try:
@@ -222,13 +224,18 @@ class Lazy:
             raise type(error)(f"{error} ({self._shapes(others)})") from None
         return make(expr, frame, self.is_complex if result is None else result)
 
-    def _joined(self, op: str, *others: Any) -> tuple[Frame, list[Expr]]:
+    def _joined(self, op: str, *others: Any, mixed: bool = False) -> tuple[Frame, list[Expr]]:
         """The formulas of self and others over one frame."""
         frame, exprs = self.frame, [self.expr]
         lifted = []
         for other in others:
             other = lift(other, op)
             lifted.append(other)
+            if other.is_complex is not self.is_complex and not mixed:
+                raise FormulaError(
+                    f"{op} is not written for a complex operand; take its .real, .imag, .abs() or .angle() "
+                    f"({self._shapes(lifted)})"
+                )
             try:
                 frame, places = join(frame, other.frame, op)
             except (ShapeError, FormulaError) as error:
@@ -285,6 +292,8 @@ def make(expr: Expr, frame: Frame, is_complex: bool = False) -> Any:
 
 
 def _rebuilt(is_complex: bool, expr: Expr, frame: Frame) -> Any:
+    import farsum.lazytensor  # noqa: F401 - in a process of its own, nobody has asked for the classes yet
+
     return make(expr, frame, is_complex)
 
 

@@ -38,8 +38,8 @@ class Matrix(Reductions):
         """The transpose: i and j trade places."""
         return self._swapped()
 
-    def __matmul__(self, v: Any) -> Any:
-        return self._product(v)
+    def __matmul__(self, v: Any, **options: Any) -> Any:
+        return self._product(v, **options)
 
     def matvec(self, v: Any, **options: Any) -> Any:
         """K @ v."""
@@ -165,13 +165,11 @@ class Matrix(Reductions):
             return self if key is Ellipsis else self._entry(key)
         rows, columns, entry = self._keys(key)
         lazy = self if _all(entry) else self._entry(entry)
-        if isinstance(rows, np.ndarray | list) and isinstance(columns, np.ndarray | list):
+        if not isinstance(rows, slice) and not isinstance(columns, slice):
             rows, columns = np.asarray(rows), np.asarray(columns)
             if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != 1 or columns.shape[0] != 1:
                 return lazy._entries(rows, columns)
             rows, columns = rows[:, 0], columns[0]  # as np.ix_ writes a sub-matrix
-        if _is_int(rows) and _is_int(columns):
-            return lazy._entries(np.asarray(rows), np.asarray(columns))
         taken = lazy._taken(I, [rows] if _is_int(rows) else rows)
         taken = taken._taken(J, [columns] if _is_int(columns) else columns)
         if _is_int(rows) or _is_int(columns):
@@ -233,6 +231,11 @@ class Matrix(Reductions):
         rows = self.frame.ni if category == I else self.frame.nj
         chosen = _chosen(key, 1 if rows is None else rows, self.shape, category)
         count = len(chosen) if isinstance(chosen, np.ndarray) else len(range(*chosen.indices(rows or 1)))
+        if rows is None and count != 1:
+            raise FormulaError(
+                f"no array of this LazyTensor of shape {self.shape} runs along {'ij'[category]}: it has one row there, "
+                f"and {count} cannot be taken; combine it with an array first"
+            )
         inputs = tuple(
             Input(h.array[..., chosen, :], category, h.loose) if h.category == category else h
             for h in self._arrays()

@@ -69,7 +69,7 @@ class Reduced:
             self.slots = frame.slots
             if not self.slots:
                 raise FormulaError(f"{self.formula} has no array in it: there is nothing to reduce")
-        elif all(held.loose or held.dtype == dtype for held in frame.inputs):
+        elif all(held.loose or (held.dtype == dtype and held.source is None) for held in frame.inputs):
             self._bound = self._held(dtype)  # the very arrays: a later call need not look again
 
     # ── what it is ────────────────────────────────────────────────────────────────────────────────

@@ -39,6 +39,9 @@ _OPTIONS = frozenset((
 ))  # fmt: skip
 
 
+_MEANS = ("SumSoftMaxWeight", "SoftMax")  # linear in their weights, so these may be complex
+
+
 class Reductions(Lazy):
     """The part of a lazy tensor that reduces."""
 
@@ -137,6 +140,11 @@ class Reductions(Lazy):
             frame, places = join(frame, weight.frame, reduction)
             factor = weight.expr if places is None else renumbered(weight.expr, places)
             complex_ = weight.is_complex
+            if complex_ and reduction not in _MEANS:
+                raise FormulaError(
+                    f"{reduction} with complex weights has no one value: a complex logarithm has many branches. "
+                    f"sumsoftmaxweight takes complex weights"
+                )
         if not frame.inputs:
             raise FormulaError(f"{self.formula} has no array in it: there is nothing to reduce")
         if selection is None:

@@ -204,7 +204,12 @@ def _evaluated(mask: Callable[[Array, Array], Any], m: int, n: int) -> Iterator[
             raise OperandError(
                 f"the function of a mask gives bools, not {part.dtype}: compare, as in lambda i, j: j <= i"
             )
-        yield np.broadcast_to(part, (len(rows), n))
+        try:
+            yield np.broadcast_to(part, (len(rows), n))
+        except ValueError:
+            raise ShapeError(
+                f"the function of a mask gave an array of shape {part.shape} for {len(rows)} rows and {n} columns"
+            ) from None
 
 
 def _by_rows(parts: Iterator[Array]) -> tuple[Array, Array, Array]:
