@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "connect", "disconnect", "errors", "ping"]
+__all__ = ["__version__", "connect", "disconnect", "errors", "ping", "show_progress"]
 
 
 def connect(target: str) -> Any:
@@ -36,6 +36,13 @@ def ping(target: str | None = None) -> dict[str, Any]:
     from farsum import target as module
 
     return module.ping(target)
+
+
+def show_progress(on: bool) -> None:
+    """Whether work of more than a second draws a bar on the terminal; FARSUM_PROGRESS=0 says no from the start."""
+    from farsum import progress
+
+    progress.enabled = on
 
 
 def __getattr__(name: str) -> Any:

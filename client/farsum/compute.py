@@ -137,7 +137,11 @@ class Computation:
             extent = check_arrays(spec, arrays, names)
             if out is not None:
                 _check_out(out, self.spec(dtype), extent)
-        values = prepared(spec).run(arrays, progress.options(deadline_s)).values
+        options = progress.options(deadline_s)
+        try:
+            values = prepared(spec).run(arrays, options).values
+        finally:
+            progress.done(options)
         if wide:
             values = tuple(v.astype(dtype) for v in values)
         if out is not None:

@@ -99,7 +99,7 @@ class Matrix(Reductions):
 
         Raises ShapeError if that takes more than `max_bytes`, FormulaError with symbolic variables.
         """
-        self._need_arrays("dense")
+        self._need_whole("dense")
         size = prod(self._shape) * np.dtype(self.frame.dtype or "float64").itemsize
         if size > max_bytes:
             raise ShapeError(
@@ -116,7 +116,7 @@ class Matrix(Reductions):
 
         Raises ShapeError unless there are as many rows as columns.
         """
-        self._need_arrays("diagonal")
+        self._need_whole("diagonal")
         m, n = self._shape[-3:-1]
         if m != n:
             raise ShapeError(
@@ -133,12 +133,18 @@ class Matrix(Reductions):
         """What a sum over j of this computes, sends and costs, without computing anything."""
         return self.sum(axis=self.nbatchdims + 1, call=False).explain()
 
-    def _need_arrays(self, method: str) -> None:
+    def _need_whole(self, method: str) -> None:
+        """Raise FormulaError where entries are not all there to be read."""
         if self.frame.slots:
             raise FormulaError(f"{method} needs arrays; {self.formula} has symbolic variables")
+        if self.frame.ranges is not None:
+            raise FormulaError(
+                f"{method} is of all pairs, and this LazyTensor has ranges: set X.ranges = None first"
+            )
 
     def _arrays(self) -> tuple[Input, ...]:
-        return tuple(held for held in self.frame.inputs if isinstance(held, Input))
+        found = (held for held in self.frame.inputs if isinstance(held, Input))
+        return tuple(h if h.source is None else Input(h.of(h.array.dtype.name), h.category) for h in found)
 
     def _evaluated(self, expr: Expr, inputs: Sequence[Input], axis: int, lead: tuple[int, ...]) -> Array:
         """The values of a formula in which no axis is left to reduce: an array (*lead, D), or (*lead) for scalars."""
@@ -223,11 +229,7 @@ class Matrix(Reductions):
         """These rows of x_i or of y_j."""
         if _all(key):
             return self
-        self._need_arrays("indexing")
-        if self.frame.ranges is not None:
-            raise FormulaError(
-                "a LazyTensor with ranges is not indexed by rows: set the ranges of the selection instead"
-            )
+        self._need_whole("indexing")
         rows = self.frame.ni if category == I else self.frame.nj
         chosen = _chosen(key, 1 if rows is None else rows, self.shape, category)
         count = len(chosen) if isinstance(chosen, np.ndarray) else len(range(*chosen.indices(rows or 1)))
@@ -252,7 +254,7 @@ class Matrix(Reductions):
 
     def _entries(self, rows: Array, columns: Array) -> Any:
         """The entries at pairs of indices, shaped as they broadcast."""
-        self._need_arrays("indexing")
+        self._need_whole("indexing")
         m, n = self._shape[-3:-1]
         paired = [_chosen(rows, m, self.shape, I), _chosen(columns, n, self.shape, J)]
         try:

@@ -31,7 +31,7 @@ class Bar:
             from tqdm import tqdm
 
             form = "farsum {percentage:3.0f}%|{bar}| {elapsed} of about {remaining} more"
-            self._bar = tqdm(total=1.0, bar_format=form, leave=False, file=sys.stderr)
+            self._bar = tqdm(total=1.0, bar_format=form, leave=False, file=sys.stderr, smoothing=0)
             self._bar.start_t -= time.monotonic() - self._start
         self._bar.update(share - self._bar.n)
         if share >= 1.0:
@@ -41,6 +41,12 @@ class Bar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def done(options: Options) -> None:
+    """Take the bar away, however the job ended."""
+    if isinstance(options.progress, Bar):
+        options.progress.close()
 
 
 def watched() -> bool:

@@ -289,7 +289,7 @@ class Launch:
         """The components of each output as (repeat, batch, rows), where finishing only chooses among the states."""
         m = self._extent.m
         rows = [
-            a.reshape(len(a), batches, -1)[..., :m] if a.size else a.reshape(len(a), batches, 0)
+            a.reshape(len(a), batches, -1)[..., :m] if a.size else np.empty((len(a), batches, m), a.dtype)
             for a in self._out
         ]
         return [(part, [rows[place] for place in places]) for part, places in self._kernel.picks or ()]
