@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from farsum.arrays import Array, Slot, described
-from farsum.frame import frame_of
-from farsum.lazy import Lazy, made_from, make
+from farsum.lazy import Lazy, made_from, of_input
 from farsum.reduced import Reduced
 from farsum.solve import conjugate_gradient, ridged
 from farsum_kernels.errors import (
@@ -115,8 +114,7 @@ def solve(lazy: Any, other: Any, var: Any, call: bool, options: dict[str, Any]) 
     index = slot.index if symbolic else 0
     if var is None:
         unknown = Slot(index, slot.dim, J if category == I else I)
-        leaf = make(variable(0, unknown.dim, unknown.category), frame_of(unknown), b.is_complex)
-        summed = lazy * leaf
+        summed = lazy * of_input(unknown, b.is_complex)
     else:
         summed = _linear(lazy, var, index, symbolic)
     if summed.expr.dim != b.expr.dim:

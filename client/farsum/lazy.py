@@ -17,6 +17,7 @@ from farsum.arrays import (
     complex_name,
     described,
     is_complex,
+    loose,
     read,
     read_array,
 )
@@ -306,15 +307,15 @@ def _variable(dim: int, category: int) -> Expr:
     return variable(0, dim, category)
 
 
-def _leaf(held: Held) -> Expr:
-    return _variable(held.dim, held.category)
+def of_input(held: Held, is_complex: bool = False) -> Any:
+    """The lazy tensor of one input."""
+    return make(_variable(held.dim, held.category), frame_of(held), is_complex)
 
 
 def made_from(x: Any, axis: int | None = None, complex_symbol: bool = False) -> Any:
     """The lazy tensor of an array, a number, a list of numbers or a symbolic variable."""
     if type(x) is np.ndarray and not complex_symbol:
-        array = read_array(x, axis)
-        return make(_leaf(array), frame_of(array), x.dtype.kind == "c")
+        return of_input(read_array(x, axis), x.dtype.kind == "c")
     if type(x) is int or isinstance(x, np.integer):
         if axis is not None and axis not in (0, 1, 2):
             raise AxisError(f"axis={axis!r} is none of 0 (i), 1 (j)")
@@ -329,7 +330,7 @@ def made_from(x: Any, axis: int | None = None, complex_symbol: bool = False) -> 
         raise DimensionError(
             f"a complex symbolic variable counts reals: its dimension {held.dim} must be even"
         )
-    return make(_leaf(held), frame_of(held), complex_)
+    return of_input(held, complex_)
 
 
 def lift(x: Any, op: str) -> Any:
@@ -339,6 +340,8 @@ def lift(x: Any, op: str) -> Any:
     """
     if isinstance(x, Lazy):
         return x
+    if type(x) is float:
+        return of_input(loose(x))
     if getattr(type(x), "is_reduced", False):
         raise FormulaError(
             f"an operand of {op} is reduced already: call it to get its array, or reduce after {op}"

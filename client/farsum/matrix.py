@@ -10,8 +10,8 @@ import numpy as np
 
 from farsum.arrays import Array, Input, as_reals, checked, complex_name, described
 from farsum.compute import Computation
-from farsum.frame import Frame, frame_of
-from farsum.lazy import Lazy, make
+from farsum.frame import Frame
+from farsum.lazy import Lazy, make, of_input
 from farsum.reductions import Reductions
 from farsum_kernels.errors import AxisError, DimensionError, FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, I, J, P, substitute, variable
@@ -73,7 +73,7 @@ class Matrix(Reductions):
             raise ShapeError("K @ v needs a vector or a matrix, not a number; write K * v")
         columns = checked(as_reals(v[:, None] if v.ndim == 1 else v), "the array v in K @ v")
         held = Input(columns, J)
-        leaf = make(variable(0, held.dim, J), frame_of(held), v.dtype.kind == "c")
+        leaf = of_input(held, v.dtype.kind == "c")
         found = (self * leaf)._reduce("Sum", 1, **options)
         return found[..., 0] if v.ndim == 1 else found
 

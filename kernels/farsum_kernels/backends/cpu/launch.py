@@ -65,7 +65,10 @@ class Kernel:
         self._kinds = {kind for part in parts for kind in part.rule.state(1, 1)}
         self._numbers_rows = any(instr.prim is Prim.ROW for instr in self.program.code)
         self.indices = [v.params[0] for v in self.program.slots]
-        self.output_dtypes = output_dtypes(spec)
+        # The dtype that each output is held in, and its trailing shape.
+        tails = [part.output_tail() for part in spec.parts for _ in part.rule.outputs]
+        held = ["uint16" if dtype == "bfloat16" else dtype for dtype in output_dtypes(spec)]
+        self.outputs = list(zip(held, tails, strict=True))
         # How many states each reduction has, and which of them its outputs are, if finishing is no more than that.
         self.counts = [
             (part, len(part.rule.state(1 if terms.loop else terms.dim, len(terms.weight))))
@@ -259,20 +262,18 @@ class Launch:
 
     def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
         """Merge the splits and finish the states of a job that is done, reduction by reduction."""
-        spec, extent = self._kernel.spec, self._extent
+        extent = self._extent
         batches = prod(extent.batch)
         if self._kernel.picks and self.plan.splits == 1 and self._ground.places is None:
             groups = self._picked(batches)
         else:
             groups = self._finished(batches)
         results = []
-        for n, ((part, group), dtype) in enumerate(zip(groups, self._kernel.output_dtypes, strict=True)):
-            tail = part.output_tail()
-            held = "uint16" if dtype == "bfloat16" else dtype
-            out = into[n] if into is not None else np.empty((*extent.batch, extent.m, *tail), held)
-            if spec.dtype == "bfloat16" and dtype == "bfloat16":
+        for n, ((part, group), (held, tail)) in enumerate(zip(groups, self._kernel.outputs, strict=True)):
+            out = np.empty((*extent.batch, extent.m, *tail), held) if into is None else into[n]
+            if held == "uint16":
                 group = [_rounded_to_bfloat16(g) for g in group]
-            if tail == (1,) and len(group) == 1:
+            if tail == (1,):
                 out.reshape(batches, extent.m)[...] = group[0][0]
             else:
                 _assemble(out.reshape(batches, extent.m, *tail), group, part.k)
@@ -281,9 +282,10 @@ class Launch:
         return tuple(results)
 
     def _give_back(self) -> None:
-        """Leave the memory of the states to the next job."""
-        if self._out[0].nbytes <= SPARE_BYTES and len(self._ground.spare) < MAX_SPARE:
-            self._ground.spare.append((self._out, self._out_table))
+        """Leave the memory of the states to the next job; nothing can be asked of this one any more."""
+        out, self._out = self._out, []
+        if out[0].nbytes <= SPARE_BYTES and len(self._ground.spare) < MAX_SPARE:
+            self._ground.spare.append((out, self._out_table))
 
     def _picked(self, batches: int) -> list[tuple[Part, list[Array]]]:
         """The components of each output as (repeat, batch, rows), where finishing only chooses among the states."""
