@@ -14,7 +14,12 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("page", "prints"), [("README.md", "(10000, 1) (10000, 5)\n"), ("docs/quickstart.md", "")]
+    ("page", "prints"),
+    [
+        ("README.md", "(10000, 1) (10000, 5)\n"),
+        ("docs/quickstart.md", ""),
+        ("docs/lazytensor.md", "350000 0\n"),
+    ],
 )
 def test_python_blocks_run(root: Path, page: str, prints: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = blocks(root / page, "python")
@@ -25,10 +30,11 @@ def test_python_blocks_run(root: Path, page: str, prints: str, capsys: pytest.Ca
     assert capsys.readouterr().out == prints
 
 
-def test_quickstart_says_the_shapes_that_come_out(root: Path) -> None:
+@pytest.mark.parametrize("page", ["quickstart.md", "lazytensor.md"])
+def test_pages_say_the_shapes_that_come_out(root: Path, page: str) -> None:
     names: dict[str, Any] = {}
-    for block in blocks(root / "docs" / "quickstart.md", "python"):
-        exec(compile(block, "quickstart.md", "exec"), names)
+    for block in blocks(root / "docs" / page, "python"):
+        exec(compile(block, page, "exec"), names)
         for name, shape in re.findall(r"^(\w+) = .*# (\(\d[\d, ]*\))", block, re.MULTILINE):
             assert str(names[name].shape) == shape, name
 
