@@ -45,6 +45,7 @@ fmt: $(DONE)/test ## format the code and repair what the linter can
 
 bench: $(DONE)/bench ## the figures of the README, with pykeops in the same run (needs a C++ compiler)
 	@$(BIN)/python -m benchmarks.w1_cpu --json $(BENCH_ARGS)
+	@$(BIN)/python -m benchmarks.w11_small --json $(BENCH_ARGS)
 	@$(BIN)/python -m benchmarks.wire --json $(BENCH_ARGS)
 
 gpu-check: ## the checks on a CUDA device; fails until there is an engine to check
