@@ -43,6 +43,11 @@ def test_w1(root: Path) -> None:
 
 
 @pytest.mark.slow
+def test_small_calls(root: Path) -> None:
+    said = run(root, "-m", "benchmarks.w11_small", "--quick")
+    assert all(word in said for word in ("call=False", "rebuild", "first call"))
+
+
 def test_wire(root: Path) -> None:
     said = run(root, "-m", "benchmarks.wire", "--quick")
     for words in ("overhead", "sent per call", "upload"):
