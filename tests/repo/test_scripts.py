@@ -42,12 +42,12 @@ def test_w1(root: Path) -> None:
     assert "Gpairs/s" in run(root, "-m", "benchmarks.w1_cpu", "--quick")
 
 
-@pytest.mark.slow
 def test_small_calls(root: Path) -> None:
     said = run(root, "-m", "benchmarks.w11_small", "--quick")
     assert all(word in said for word in ("call=False", "rebuild", "first call"))
 
 
+@pytest.mark.slow
 def test_wire(root: Path) -> None:
     said = run(root, "-m", "benchmarks.wire", "--quick")
     for words in ("overhead", "sent per call", "upload"):
