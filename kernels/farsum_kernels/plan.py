@@ -19,6 +19,7 @@ from farsum_kernels.scalar.ir import Loop, Prim
 # exact as its terms; past that the error of the sum shows (docs/accuracy.md). The states of the shifted
 # sums are already held close by their maximum, and long states cost a pass through memory per flush.
 TILE, TILE_SHIFTED, TILE_IN_MEMORY = 16, 256, 64
+SLAB = 256  # columns whose tiles are added up in the data dtype: sixteen terms again
 UNROLL = 6  # vector dimensions up to this are written out; longer ones become loops
 LONG = 400  # instructions of a pair past which blocking only makes the compiler slow
 SLICE_S = 0.1  # a slice, between two looks at cancel and deadline, takes about this long at most
@@ -45,7 +46,8 @@ class Layout:
     lanes     rows of one vector
     rows      vectors of rows that a task holds in registers
     columns   columns that are taken at once
-    tile      columns between two flushes into the float64 totals
+    tile      columns of a partial sum in the data dtype
+    slab      columns between two flushes into the float64 totals
     unroll    vector dimensions up to this are written out
     """
 
@@ -53,6 +55,7 @@ class Layout:
     rows: int
     columns: int
     tile: int
+    slab: int
     unroll: int
 
     @property
@@ -98,7 +101,7 @@ def layout_for(program: Program, rules: Sequence[Reduction], itemsize: int, mach
     if len(program.code) > LONG:
         rows = columns = 1
     tile = min(_tile(t, rule) for t, rule in zip(program.terms, rules, strict=True))
-    return Layout(lanes, rows, columns, tile, UNROLL)
+    return Layout(lanes, rows, columns, tile, SLAB if tile == TILE else tile, UNROLL)
 
 
 def _tile(terms: Terms, rule: Reduction) -> int:
@@ -113,14 +116,15 @@ def _blocking(terms: Terms, rule: Reduction, wide: bool, looped: bool) -> tuple[
     if terms.loop:
         return (1, 8) if wide else (1, 4)
     if looped:
-        return (3, 4) if wide else (2, 4)
+        return (6, 2) if wide else (2, 4)
     if rule.listed:
-        return 1, 4
+        return 1, 2
     if Kind.WIDE in kinds and Kind.VALUE in kinds:  # shifted sums: one rescale per block of columns
         return 1, 16 if wide else 8
     if rule.gate:
-        return (2, 8) if wide else (1, 8)
-    return (3, 1) if wide else (2, 1)
+        return (4, 4) if wide else (1, 8)
+    # Sums of several components fill the registers with fewer rows.
+    return (3, 1) if wide and terms.dim <= 2 else (2, 1)
 
 
 def _pairwise(program: Program, n: int) -> bool:

@@ -161,14 +161,16 @@ def _shifted(
         return m, *(p * g for g in factors(term))
 
     def block(state: State, terms: Sequence[Term], indices: Sequence[Val]) -> State:
-        # One rescale per block of terms: 1 + 1/len(terms) exponentials per pair instead of 2.
+        # One rescale per block of terms: 1 + 1/len(terms) exponentials per pair instead of 2. They are powers of
+        # two, for one multiplication and addition in one: e^(x - top) is 2^(x·log2(e) - shift).
         m, *sums = state
         top = m
         for term in terms:
             top = ir.maximum(term[0], top)
-        top = ir.minimum(top, top.block.constant("highest"))
-        p = [ir.exp(term[0] - top) for term in terms]
-        scale = ir.exp(m - top)
+        top = _finite(top)
+        shift = _finite(top * ir.LOG2_E)
+        p = [ir.exp2(term[0] * ir.LOG2_E - shift) for term in terms]
+        scale = ir.exp2((m - top) * ir.LOG2_E)
         gs = [factors(term) for term in terms]
         inner = [
             reduce(lambda a, b: a + b, (q * g[k] for q, g in zip(p, gs, strict=True)))

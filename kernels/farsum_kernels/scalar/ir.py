@@ -275,12 +275,16 @@ class Val:
         return self._emit(Prim.OR, self, other)
 
 
+LOG2_E = math.log2(math.e)
+
+
 def _unary(prim: Prim) -> Callable[[Val], Val]:
     return lambda x: x.block.emit(prim, x)
 
 
 log, sin, cos = map(_unary, (Prim.LOG, Prim.SIN, Prim.COS))
 asin, acos, atan = map(_unary, (Prim.ASIN, Prim.ACOS, Prim.ATAN))
+exp2 = _unary(Prim.EXP2)
 sqrt, absolute, floor, nearest = map(_unary, (Prim.SQRT, Prim.ABS, Prim.FLOOR, Prim.ROUND))
 
 
@@ -309,18 +313,18 @@ def quotient(a: Val, b: Val) -> Val:
 
 
 def exp(a: Val) -> Val:
-    """e^a. In e^(±k·v) with only v of the pair, k takes log2(e) along outside the pair loop: 2^((±k·log2 e)·v).
+    """e^a. In e^(k·v) with only v of the pair, k takes log2(e) along outside the pair loop: 2^((k·log2 e)·v).
 
-    That is one more rounding of k, of the size of those that v has behind it.
+    That is one more rounding of k, of the size of those that v has behind it. e^(-v) is the case k = -1.
     """
     block, pair = a.block, {I, J}
-    product, sign = block.code_at(a.index), 1.0
-    if product.prim is Prim.NEG:
-        product, sign = block.code_at(product.args[0]), -1.0
+    product = block.code_at(a.index)
+    if product.prim is Prim.NEG and pair <= block.scopes[product.args[0]]:
+        return exp2(Val(block, product.args[0]) * -LOG2_E)
     if product.prim is Prim.MUL:
         for k, v in (product.args, product.args[::-1]):
             if pair <= block.scopes[v] and not pair <= block.scopes[k]:
-                return block.emit(Prim.EXP2, Val(block, k) * (sign * math.log2(math.e)) * Val(block, v))
+                return exp2(Val(block, k) * LOG2_E * Val(block, v))
     return block.emit(Prim.EXP, a)
 
 
@@ -367,6 +371,8 @@ class Block:
         lifted = tuple(a if isinstance(a, Val) else self.constant(a) for a in args)
         if (found := self._trivial(prim, lifted)) is not None:
             return found
+        if (found := self._signed(prim, lifted)) is not None:
+            return found
         if self._spoken is not None and prim not in self._spoken and prim in EXPAND:
             return EXPAND[prim](*lifted)
         scope: Scope = frozenset().union(*(self.scopes[a.index] for a in lifted))
@@ -396,6 +402,19 @@ class Block:
                 return args[0]
             case Prim.SELECT if args[1].index == args[2].index:
                 return args[1]
+        return None
+
+    def _signed(self, prim: Prim, args: tuple[Val, ...]) -> Val | None:
+        """A sign goes to the factor that is computed less often: -v·k and -(v·k) are v·(-k), exactly."""
+        if prim is Prim.NEG and (product := self.code_at(args[0].index)).prim is Prim.MUL:
+            for v, k in (product.args, product.args[::-1]):
+                if self.scopes[k] < self.scopes[v]:
+                    return Val(self, v) * -Val(self, k)
+        if prim is Prim.MUL:
+            for v, k in (args, args[::-1]):
+                negated = self.code_at(v.index)
+                if negated.prim is Prim.NEG and self.scopes[k.index] < self.scopes[v.index]:
+                    return Val(self, negated.args[0]) * -k
         return None
 
     def load(self, slot: int, k: Affine) -> Val:

@@ -124,7 +124,7 @@ class Kernel:
 
     def pack_ground(self, over_j: Extent, dense: Ground) -> Ground:
         """The tables for what depends on a column alone: its rows are the columns of the job."""
-        layout = Layout(self.layout.lanes, 1, 1, 0, 0)
+        layout = Layout(self.layout.lanes, 1, 1, 0, 0, 0)
         tables = dense_tables(layout, Extent(over_j.n, 0, over_j.batch), 1)
         return Ground(dense.plan, dense.offsets, *tables)
 

@@ -240,9 +240,8 @@ class _Main(_Kernel):
             state = _typed(flat, carried)
             if not tiled:
                 return self._columns(first, end, state)
-            tile = self.layout.tile
             return self.fn.loop(
-                first, end, tile, state, lambda at, names: self._tile(at, end, _typed(flat, names))
+                first, end, self.layout.slab, state, lambda at, names: self._slab(at, end, _typed(flat, names))
             )
 
         flat = [pair for pairs in lasting for pair in pairs]
@@ -251,11 +250,31 @@ class _Main(_Kernel):
             own, carried = carried[: len(pairs)], carried[len(pairs) :]
             state.leave(own)
 
-    def _tile(self, first: str, end: str, lasting: list[tuple[str, str]]) -> Sequence[str]:
-        """A tile of columns: sums are made in the data dtype and then merged into the float64 totals."""
-        after = self.fn.let(f"add i64 {first}, {self.layout.tile}")
+    def _slab(self, first: str, end: str, lasting: list[tuple[str, str]]) -> Sequence[str]:
+        """A slab of columns: the sums of its tiles are added up in the data dtype, then go into the float64 totals."""
+        if self.layout.slab == self.layout.tile:
+            return self._tile(first, end, lasting)
+        stop = self._stop(first, self.layout.slab, end)
+        for state in self.states:
+            if state.two_level:
+                state.begin_slab()
+        values = self.fn.loop(
+            first, stop, self.layout.tile, lasting, lambda at, names: self._tile(at, stop, _typed(lasting, names))
+        )
+        for state in self.states:
+            if state.two_level:
+                state.end_slab()
+        return values
+
+    def _stop(self, first: str, width: int, end: str) -> str:
+        """Where a piece of so many columns ends."""
+        after = self.fn.let(f"add i64 {first}, {width}")
         short = self.fn.let(f"icmp slt i64 {after}, {end}")
-        stop = self.fn.let(f"select i1 {short}, i64 {after}, i64 {end}")
+        return self.fn.let(f"select i1 {short}, i64 {after}, i64 {end}")
+
+    def _tile(self, first: str, end: str, lasting: list[tuple[str, str]]) -> Sequence[str]:
+        """A tile of columns: sums are made in the data dtype and then merged into what is above them."""
+        stop = self._stop(first, self.layout.tile, end)
         partial = []
         for state in self.states:
             if state.compensated:

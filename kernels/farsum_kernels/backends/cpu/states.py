@@ -2,7 +2,8 @@
 
 States are in registers, carried by the loops; in scratch memory when they are long: ordered lists of K,
 or one state per component of a long F. Sums are kept twice: partial sums of a tile in the data dtype,
-totals in float64, in scratch memory. `first` is the place of this state's components among all outputs.
+totals in float64, in scratch memory; between the two, the sums of sixteen tiles are added up in the data dtype, which is as
+exact as one tile is and costs a third of a total. `first` is the place of this state's components among all outputs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from farsum_kernels.scalar.ir import Loop, Val, number
 
 if TYPE_CHECKING:
     from farsum_kernels.backends.cpu.skeleton import _Main
+
+
+UNROLLED = 16  # places of an ordered list up to which an insertion is written out
 
 
 class State:
@@ -47,8 +51,10 @@ class State:
         self.identity = tuple(
             number(x if isinstance(x, str) else repr(x), LARGEST[self.shape.scalar]) for x in imms
         )
+        self.two_level = kernel.layout.slab > kernel.layout.tile and rule.additive and not self.in_memory
         self._memory: list[str] = []  # states in scratch memory
         self._totals: list[str] = []  # compensated totals: one region per component, two if carried
+        self._slabs: list[str] = []  # sums of the tiles of a slab
         self._ready: list[
             list[list[Value]]
         ] = []  # terms of the block at hand: [row vector][column][component]
@@ -84,8 +90,8 @@ class State:
     def _read(self, region: str, place: str, u: int, kind: str) -> str:
         return self.fn.let(f"load {kind}, ptr {self._slot(region, place, u, kind)}, align 64")
 
-    def _write(self, region: str, place: str, u: int, kind: str, value: str) -> None:
-        self.fn.do(f"store {kind} {value}, ptr {self._slot(region, place, u, kind)}, align 64")
+    def _write(self, region: str, place: str, u: int, kind: str, value: str, how: str = "") -> None:
+        self.fn.do(f"store {how}{kind} {value}, ptr {self._slot(region, place, u, kind)}, align 64")
 
     def _fill(self, regions: Sequence[str], vec: Vec, values: Sequence[Value]) -> None:
         """Set every vector of the regions to the identity."""
@@ -112,6 +118,9 @@ class State:
                 self.kernel.region(self.repeat * self.rows, self.shape.lanes * 8) for _ in range(words)
             ]
 
+        if self.two_level:
+            self._slabs = [self.kernel.region(self.rows, self.kernel.vector_bytes) for _ in self.kinds]
+
     def begin_task(self) -> None:
         if self.compensated:
             self._fill(self._totals, self.wide, self._identity(self.wide))
@@ -120,6 +129,9 @@ class State:
                 self._fill(self._totals[len(self.kinds) :], self.wide, zeros)
         elif self.in_memory:
             self._fill(self._memory, self.vec, self._identity(self.vec))
+
+    def begin_slab(self) -> None:
+        self._fill(self._slabs, self.vec, self._identity(self.vec))
 
     def begin_tile(self) -> None:
         if self.in_memory:
@@ -245,11 +257,17 @@ class State:
                     Value(carry[0], "f"), Value(carry[1], "i"),
                 ]  # fmt: skip
                 kept, where, out, place = run_rule(self.vec, args, lambda a: step(*a))
-                self._write(values, at, u, f, kept.name)
-                self._write(places, at, u, i, where.name)
+                # Volatile, or choice and store become one masked store, which the next load has to wait for.
+                self._write(values, at, u, f, kept.name, "volatile ")
+                self._write(places, at, u, i, where.name, "volatile ")
                 return [out.name, place.name]
 
-            fn.loop("0", str(self.listed), 1, [(f, x.name), (i, j.name)], each)
+            carry: Sequence[str] = [x.name, j.name]
+            if self.listed <= UNROLLED:
+                for slot in range(self.listed):
+                    carry = each(str(slot), list(carry))
+            else:
+                fn.loop("0", str(self.listed), 1, [(f, x.name), (i, j.name)], each)
             return []
 
         def insert_all() -> Sequence[str]:
@@ -262,7 +280,21 @@ class State:
     # ── the end of a tile, the end of a task ──────────────────────────────────────────────────────
 
     def flush(self, state: Sequence[str]) -> None:
-        """Merge the partial states of a tile into the totals."""
+        """Merge the partial states of a tile into the sums of its slab, or into the totals."""
+        if not self.two_level:
+            self._into_totals(state)
+            return
+        count = len(self.kinds)
+        for u in range(self.rows):
+            for c, region in enumerate(self._slabs):
+                total = self._read(region, "0", u, self.shape.f)
+                self._write(region, "0", u, self.shape.f, self.vec.binary("fadd", total, state[u * count + c]))
+
+    def end_slab(self) -> None:
+        """Merge the sums of a slab into the totals."""
+        self._into_totals([self._read(r, "0", u, self.shape.f) for u in range(self.rows) for r in self._slabs])
+
+    def _into_totals(self, state: Sequence[str]) -> None:
         count = len(self.kinds)
 
         def merge(place: str, u: int, tile: Sequence[str]) -> None:
