@@ -43,8 +43,8 @@ fmt: $(DONE)/test ## format the code and repair what the linter can
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: $(DONE)/bench ## the figures of the README, with pykeops in the same run (needs a C++ compiler)
-	@$(BIN)/python -m benchmarks.w1_cpu --json $(BENCH_ARGS)
+bench: $(DONE)/bench ## the figures of the README, with every peer in the same run (pykeops needs a C++ compiler)
+	@$(BIN)/python -m benchmarks.cpu --json $(BENCH_ARGS)
 	@$(BIN)/python -m benchmarks.w11_small --json $(BENCH_ARGS)
 	@$(BIN)/python -m benchmarks.wire --json $(BENCH_ARGS)
 

@@ -24,6 +24,10 @@ import psutil
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAUSE_S = 0.05
+# Their versions are kept with every figure; what is not installed says null.
+PACKAGES = (
+    "farsum", "numpy", "llvmlite", "grpcio", "pykeops", "torch", "jax", "scikit-learn", "faiss-cpu", "numba",
+)  # fmt: skip
 QUIET_CORES = 0.25  # above this, others disturb the run and it should be repeated
 
 
@@ -98,7 +102,7 @@ def machine() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("farsum", "numpy", "llvmlite", "grpcio", "pykeops")},
+        "packages": {name: _version(name) for name in PACKAGES},
     }
 
 

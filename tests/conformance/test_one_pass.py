@@ -56,7 +56,10 @@ def test_few_rows_and_batches() -> None:
 
 def test_value_and_gradient_share_the_exponential() -> None:
     value, both = (
-        sum(i.prim.name in ("EXP", "EXP2") for i in lower([Want(p.formula, additive=True) for p in parts], 6).code)
+        sum(
+            i.prim.name in ("EXP", "EXP2")
+            for i in lower([Want(p.formula, additive=True) for p in parts], 6).code
+        )
         for parts in (PARTS[:1], PARTS[:2])
     )
     assert value == both == 1

@@ -96,6 +96,16 @@ def test_ties_go_to_the_smallest_index(backend: str, n: int) -> None:
     np.testing.assert_array_equal(got, [[1, 4]] * 3)
 
 
+@pytest.mark.parity("R-32")
+@pytest.mark.parametrize("k", [3, 16, 17, 40])
+def test_equal_values_stay_in_order_when_better_ones_come(k: int) -> None:
+    values = np.array([3.0, 3.0, 2.0, 3.0, 2.0, 1.0, 3.0, 2.0, 1.0, 0.0] * 4)
+    (got,) = run(
+        "cpu", Spec(variable(0, 1, J), "ArgKMin", 1, "float32", k=k), {0: values[:, None].astype("f4")}
+    )
+    np.testing.assert_array_equal(got[0], np.argsort(values, kind="stable")[:k])
+
+
 @pytest.mark.parity("R-33", "R-35")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_is_skipped_by_extrema_and_kept_by_sums(backend: str) -> None:
@@ -110,6 +120,12 @@ def test_nan_is_skipped_by_extrema_and_kept_by_sums(backend: str) -> None:
     assert reduced("Min_ArgMin", y[:1]) == [np.inf, 0]
     assert reduced("Max_ArgMax", np.full((3, 1), -np.inf)) == [-np.inf, 0]
     assert np.isnan(reduced("Sum") + reduced("LogSumExp")).all()
+    for place in range(40):  # anywhere in a block of columns, and after the last whole one
+        column = np.arange(41.0, 0.0, -1.0)[:, None]
+        column[place] = np.nan
+        assert reduced("Min_ArgMin", column) == [1.0, 40.0]
+        assert reduced("Max_ArgMax", column) == ([40.0, 1.0] if place == 0 else [41.0, 0.0])
+        assert reduced("KMin_ArgKMin", column, 1) == [1.0, 40.0]
 
 
 @pytest.mark.parity("R-34", "X-70")

@@ -38,8 +38,18 @@ def test_demo(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_w1(root: Path) -> None:
-    assert "Gpairs/s" in run(root, "-m", "benchmarks.w1_cpu", "--quick")
+def test_workloads(root: Path) -> None:
+    said = run(root, "-m", "benchmarks.cpu", "--quick")
+    assert all(
+        word in said for word in ("Gpairs/s", "% of the peak", "best peer", "W1:", "W9-64:", "W12-e256:")
+    )
+    assert "failed" not in said and "error inf" not in said
+
+
+@pytest.mark.slow
+def test_sweeps(root: Path) -> None:
+    said = run(root, "-m", "benchmarks.cpu", "--quick", "--sweep")
+    assert all(f"against {axis}" in said for axis in ("D", "width of the right-hand side", "M = N"))
 
 
 def test_small_calls(root: Path) -> None:

@@ -209,6 +209,10 @@ _COST = {
     Prim.SIN: 14.0,
     Prim.COS: 14.0,
     Prim.POW: 60.0,
+    Prim.ASIN: 20.0,
+    Prim.ACOS: 20.0,
+    Prim.ATAN: 20.0,
+    Prim.ATAN2: 22.0,
     Prim.SQRT: 5.0,
     Prim.DIV: 5.0,
 }

@@ -72,7 +72,7 @@ class Reduction:
     saves: tuple[str, ...] = ()
     block: Callable[[State, Sequence[Term], Sequence[Val]], State] | None = None
     gate: Callable[[State, Sequence[Term]], Val] | None = None
-    step: Callable[[Val, Val, Val, Val], tuple[Val, Val, Val, Val]] | None = None
+    step: Callable[[Val, Val, Val, Val, Val], tuple[Val, Val, Val, Val, Val]] | None = None
     scalar: bool = False
     weight: str = "none"
     additive: bool = False
@@ -161,15 +161,14 @@ def _shifted(
         return m, *(p * g for g in factors(term))
 
     def block(state: State, terms: Sequence[Term], indices: Sequence[Val]) -> State:
-        # One rescale per block of terms: 1 + 1/len(terms) exponentials per pair instead of 2. They are powers of
-        # two, for one multiplication and addition in one: e^(x - top) is 2^(x·log2(e) - shift).
+        # One rescale per block of terms: 1 + 1/len(terms) exponentials per pair instead of 2. The difference
+        # comes before the factor log2(e): it is exact where terms are large and close.
         m, *sums = state
         top = m
         for term in terms:
             top = ir.maximum(term[0], top)
         top = _finite(top)
-        shift = _finite(top * ir.LOG2_E)
-        p = [ir.exp2(term[0] * ir.LOG2_E - shift) for term in terms]
+        p = [ir.exp2((term[0] - top) * ir.LOG2_E) for term in terms]
         scale = ir.exp2((m - top) * ir.LOG2_E)
         gs = [factors(term) for term in terms]
         inner = [
@@ -311,7 +310,8 @@ def _arg_extremum(
 
     def gate(state: State, terms: Sequence[Term]) -> Val:
         values, _ = _half(state)
-        masks = [better(reduce(pick, (t[k] for t in terms)), v) for k, v in enumerate(values)]
+        # From the state on, which is a number: a NaN among the terms is dropped and hides no other.
+        masks = [better(_picked(pick, terms, k, v), v) for k, v in enumerate(values)]
         return reduce(lambda a, b: a | b, masks)
 
     return _declare(Reduction(
@@ -329,19 +329,26 @@ def _arg_extremum(
     ))  # fmt: skip
 
 
+def _picked(pick: Callable[[Val, Val], Val], terms: Sequence[Term], k: int, best: Val) -> Val:
+    """The best of component k of some terms and of a number."""
+    for term in terms:
+        best = pick(term[k], best)
+    return best
+
+
 def _k_best(
     name: str, better: Callable[[Val, Val], Val], worst: float, outputs: tuple[Kind, ...]
 ) -> Reduction:
     arg = REDUCTIONS["Min_ArgMin" if better is _less else "Max_ArgMax"]
+    first, last = (ir.minimum, ir.maximum) if better is _less else (ir.maximum, ir.minimum)
 
-    def step(value: Val, index: Val, x: Val, j: Val) -> tuple[Val, Val, Val, Val]:
-        # A slot keeps the better of itself and the incoming pair and passes the other one on. Equal
-        # values stay where they are: they came earlier.
-        take = better(x, value)
-        return (
-            ir.select(take, x, value), ir.select(take, j, index),
-            ir.select(take, value, x), ir.select(take, index, j),
-        )  # fmt: skip
+    def step(value: Val, index: Val, x: Val, j: Val, moved: Val) -> tuple[Val, Val, Val, Val, Val]:
+        # A slot keeps the better of itself and the incoming pair and passes the other one on. A new value goes
+        # behind equal ones, which came earlier; what it moved on stays before those that it came before.
+        take = moved | better(x, value)
+        # Of equal values either will do: values need no mask.
+        kept, out = (first(x, value), last(value, x))
+        return kept, ir.select(take, j, index), out, ir.select(take, index, j), take
 
     return _declare(Reduction(
         name,

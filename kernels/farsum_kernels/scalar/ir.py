@@ -411,10 +411,10 @@ class Block:
                 if self.scopes[k] < self.scopes[v]:
                     return Val(self, v) * -Val(self, k)
         if prim is Prim.MUL:
-            for v, k in (args, args[::-1]):
-                negated = self.code_at(v.index)
-                if negated.prim is Prim.NEG and self.scopes[k.index] < self.scopes[v.index]:
-                    return Val(self, negated.args[0]) * -k
+            for value, factor in (args, args[::-1]):
+                negated = self.code_at(value.index)
+                if negated.prim is Prim.NEG and self.scopes[factor.index] < self.scopes[value.index]:
+                    return Val(self, negated.args[0]) * -factor
         return None
 
     def load(self, slot: int, k: Affine) -> Val:

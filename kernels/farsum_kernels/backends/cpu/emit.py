@@ -143,10 +143,47 @@ class Emitter:
             made = self._found(key)  # type: ignore[assignment]
             assert made
             return made
+        elif product := self._products.get(n):
+            made = self._fused(instr, product, u, q)
         else:
             made = self._table[instr.prim](*(self.get(a, u, q) for a in instr.args))
         self._frames[-1].values[key] = made
         return made
+
+    @cached_property
+    def _products(self) -> dict[int, int]:
+        """The sums that take a product along in one rounding, and which of their operands it is.
+
+        Chosen here, because of a·a + b·b the compiler would fuse either: equal pairs are to give equal bits in
+        every block of columns.
+        """
+        program = self.program
+        uses: dict[int, int] = {}
+        for n in [a for instr in program.code for a in instr.args] + [
+            p for t in program.terms for p in t.places
+        ]:
+            uses[n] = uses.get(n, 0) + 1
+        found = {}
+        for n, instr in enumerate(program.code):
+            if instr.prim in (Prim.ADD, Prim.SUB):
+                for place in (1, 0):
+                    arg = instr.args[place]
+                    alone = uses[arg] == 1 and self._scope(arg) == self._scope(n) and arg not in self.packed
+                    if program.code[arg].prim is Prim.MUL and alone:
+                        found[n] = place
+                        break
+        return {n: place + 1 for n, place in found.items()}
+
+    def _fused(self, instr: Instr, product: int, u: int, q: int) -> Value:
+        place = product - 1
+        a, b = (self.get(n, u, q).name for n in self.program.code[instr.args[place]].args)
+        c = self.get(instr.args[1 - place], u, q).name
+        if instr.prim is Prim.SUB:
+            if place:
+                a = self.fn.let(f"fneg {self.shape.f} {a}")
+            else:
+                c = self.fn.let(f"fneg {self.shape.f} {c}")
+        return Value(self.vec.fma(a, b, c), "f")
 
     def _index(self, k: Affine) -> str:
         """An index into a row as an i64."""

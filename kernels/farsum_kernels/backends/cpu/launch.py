@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from ctypes import c_int64, c_void_p
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum_kernels.backends.cpu import native
+from farsum_kernels.backends.cpu import culling, native
 from farsum_kernels.backends.cpu.addresses import address, table_of
 from farsum_kernels.backends.cpu.skeleton import Stored, Text, kernel_text
 from farsum_kernels.backends.cpu.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
@@ -75,6 +75,7 @@ class Kernel:
             for part, terms in zip(spec.parts, self.program.terms, strict=True)
         ]
         self.picks = _picks(self.counts)
+        self.points = culling.cullable(self.program, parts)
         self._grounds: dict[Any, Ground] = {}
 
     def check_indices(self, extent: Extent) -> None:
@@ -128,8 +129,18 @@ class Kernel:
         tables = dense_tables(layout, Extent(over_j.n, 0, over_j.batch), 1)
         return Ground(dense.plan, dense.offsets, *tables)
 
-    def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch:
+    def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch | CulledLaunch:
         """Bind arrays of the right shapes and dtype."""
+        if self.points and extent.pairs >= culling.MIN_PAIRS and RANGES[0] not in arrays and not extent.batch:
+            found = culling.find(
+                self,
+                self.points,
+                arrays,
+                _reduced_over_j(self.spec, extent),
+                partial(_seeds, self, arrays, extent),
+            )
+            if found:
+                return CulledLaunch(self, arrays, extent, found)
         return Launch(self, arrays, extent)
 
 
@@ -281,6 +292,11 @@ class Launch:
         self._give_back()
         return tuple(results)
 
+    def worst(self) -> Array:
+        """The value of each row that a better one must beat, task by task; for extrema and lists of them."""
+        worst: Array = self._out[0][-1]
+        return worst
+
     def _give_back(self) -> None:
         """Leave the memory of the states to the next job; nothing can be asked of this one any more."""
         out, self._out = self._out, []
@@ -344,6 +360,109 @@ class Launch:
             values.append(best)
             places.append(where)
         return values + places
+
+
+class CulledLaunch:
+    """A job of which most pairs are left out; see culling.py."""
+
+    def __init__(
+        self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent, found: culling.Culling
+    ) -> None:
+        self._kernel, self._all, self._extent, self._found = kernel, arrays, extent, found
+        own = found.blocks, found.slices, found.intervals
+        self._orders = [found.order_j]
+        self._runs = [Launch(kernel, _in_order(kernel, arrays, found.order_i, found.order_j, own), extent)]
+        if Kind.INDEX in kernel.spec.parts[0].rule.outputs:
+            # The same columns from the last to the first: another index where values are equal.
+            self._orders.append(found.order_j[::-1])
+            own = culling.reversed_ranges(*own, len(found.order_j))
+            self._runs.append(
+                Launch(kernel, _in_order(kernel, arrays, found.order_i, self._orders[1], own), extent)
+            )
+        self.plan = self._runs[0].plan
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """The plan in words."""
+        return {**self._runs[0].words, "culled": f"{1 - self._found.share:.2%}"}
+
+    def step(self) -> float:
+        """Run the next slice; gives the finished share."""
+        for run in self._runs:
+            if run.share < 1.0:
+                run.step()
+                break
+        return sum(run.share for run in self._runs) / len(self._runs)
+
+    def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
+        """The results in the user's order, indices as the user counts."""
+        found, kinds = self._found, self._kernel.spec.parts[0].rule.outputs
+        sets = [
+            [_unsorted(v, kind, found.order_i, order) for v, kind in zip(run.results(), kinds, strict=True)]
+            for run, order in zip(self._runs, self._orders, strict=True)
+        ]
+        values = sets[0]
+        if len(sets) > 1:
+            place = kinds.index(Kind.INDEX)
+            differ = (sets[0][place] != sets[1][place]).reshape(len(found.order_i), -1).any(axis=1)
+            self._settle(values, np.flatnonzero(differ))
+        if into is None:
+            return tuple(values)
+        for out, value in zip(into, values, strict=True):
+            out[...] = value
+        return tuple(into)
+
+    def _settle(self, values: list[Array], rows: Array) -> None:
+        """Compute rows again, against every column in the user's order: two of their values are equal."""
+        if not len(rows):
+            return
+        arrays = {
+            v.params[0]: self._all[v.params[0]][rows] if v.params[2] == 0 else self._all[v.params[0]]
+            for v in self._kernel.program.slots
+        }
+        m, n = (len(rows), self._extent.n) if self._kernel.spec.axis == 1 else (self._extent.m, len(rows))
+        run = Launch(self._kernel, arrays, Extent(m, n, ()))
+        while run.step() < 1.0:
+            pass
+        for value, settled in zip(values, run.results(), strict=True):
+            value[rows] = settled
+
+
+def _in_order(
+    kernel: Kernel,
+    arrays: Mapping[int, Array],
+    order_i: Array,
+    order_j: Array,
+    own: tuple[Array, Array, Array],
+) -> dict[int, Array]:
+    """The arrays of a block-sparse job on sorted rows and columns."""
+    orders = {0: order_i, 1: order_j}
+    chosen = {
+        v.params[0]: arrays[v.params[0]][orders[v.params[2]]]
+        if v.params[2] in orders
+        else arrays[v.params[0]]
+        for v in kernel.program.slots
+    }
+    nothing = np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+    ranges = (*own, *nothing) if kernel.spec.axis == 1 else (*nothing, *own)
+    return chosen | dict(zip(RANGES, ranges, strict=True))
+
+
+def _seeds(
+    kernel: Kernel, arrays: Mapping[int, Array], extent: Extent, order_i: Array, order_j: Array, *own: Array
+) -> Array:
+    """The worst value that each row keeps of a block-sparse job, task by task."""
+    run = Launch(kernel, _in_order(kernel, arrays, order_i, order_j, own), extent)  # type: ignore[arg-type]
+    while run.step() < 1.0:
+        pass
+    return run.worst()
+
+
+def _unsorted(values: Array, kind: Kind, order_i: Array, order_j: Array) -> Array:
+    """Values by row in the user's order; indices of columns in the user's numbers."""
+    out = np.empty_like(values)
+    out[order_i] = order_j[values] if kind is Kind.INDEX else values
+    return out
 
 
 def _assemble(out: Array, group: Sequence[Array], k: int) -> None:

@@ -241,7 +241,11 @@ class _Main(_Kernel):
             if not tiled:
                 return self._columns(first, end, state)
             return self.fn.loop(
-                first, end, self.layout.slab, state, lambda at, names: self._slab(at, end, _typed(flat, names))
+                first,
+                end,
+                self.layout.slab,
+                state,
+                lambda at, names: self._slab(at, end, _typed(flat, names)),
             )
 
         flat = [pair for pairs in lasting for pair in pairs]
@@ -259,7 +263,11 @@ class _Main(_Kernel):
             if state.two_level:
                 state.begin_slab()
         values = self.fn.loop(
-            first, stop, self.layout.tile, lasting, lambda at, names: self._tile(at, stop, _typed(lasting, names))
+            first,
+            stop,
+            self.layout.tile,
+            lasting,
+            lambda at, names: self._tile(at, stop, _typed(lasting, names)),
         )
         for state in self.states:
             if state.two_level:

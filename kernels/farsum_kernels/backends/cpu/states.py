@@ -254,20 +254,21 @@ class State:
                 at = fn.let(f"add i64 {base}, {slot}")
                 args = [
                     Value(self._read(values, at, u, f), "f"), Value(self._read(places, at, u, i), "i"),
-                    Value(carry[0], "f"), Value(carry[1], "i"),
+                    Value(carry[0], "f"), Value(carry[1], "i"), Value(carry[2], "m"),
                 ]  # fmt: skip
-                kept, where, out, place = run_rule(self.vec, args, lambda a: step(*a))
+                kept, where, out, place, moved = run_rule(self.vec, args, lambda a: step(*a))
                 # Volatile, or choice and store become one masked store, which the next load has to wait for.
                 self._write(values, at, u, f, kept.name, "volatile ")
                 self._write(places, at, u, i, where.name, "volatile ")
-                return [out.name, place.name]
+                return [out.name, place.name, moved.name]
 
-            carry: Sequence[str] = [x.name, j.name]
+            carry: Sequence[str] = [x.name, j.name, "zeroinitializer"]
             if self.listed <= UNROLLED:
                 for slot in range(self.listed):
                     carry = each(str(slot), list(carry))
             else:
-                fn.loop("0", str(self.listed), 1, [(f, x.name), (i, j.name)], each)
+                types = (f, i, self.shape.m)
+                fn.loop("0", str(self.listed), 1, list(zip(types, carry, strict=True)), each)
             return []
 
         def insert_all() -> Sequence[str]:
@@ -288,11 +289,15 @@ class State:
         for u in range(self.rows):
             for c, region in enumerate(self._slabs):
                 total = self._read(region, "0", u, self.shape.f)
-                self._write(region, "0", u, self.shape.f, self.vec.binary("fadd", total, state[u * count + c]))
+                self._write(
+                    region, "0", u, self.shape.f, self.vec.binary("fadd", total, state[u * count + c])
+                )
 
     def end_slab(self) -> None:
         """Merge the sums of a slab into the totals."""
-        self._into_totals([self._read(r, "0", u, self.shape.f) for u in range(self.rows) for r in self._slabs])
+        self._into_totals(
+            [self._read(r, "0", u, self.shape.f) for u in range(self.rows) for r in self._slabs]
+        )
 
     def _into_totals(self, state: Sequence[str]) -> None:
         count = len(self.kinds)

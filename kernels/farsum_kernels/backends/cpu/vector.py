@@ -1,7 +1,7 @@
 """Vectors of one width in LLVM IR: how this machine says each primitive.
 
 Vector math intrinsics (llvm.exp, llvm.sin, …) lower to one libm call per lane, 17 times slower than
-a polynomial in place; they serve here only where an argument is out of a polynomial's range. Fast-math
+a polynomial in place; sin and cos call them only where an argument is out of a polynomial's range. Fast-math
 flags are given per instruction: `contract` lets a multiply and an add fuse, and `reassoc` is never
 given, since it folds away the rounding steps of the functions below.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from farsum_kernels.backends.cpu import coefficients as co
+from farsum_kernels.backends.cpu import functions
 from farsum_kernels.backends.cpu.text import Function, literal
 from farsum_kernels.scalar.ir import Prim
 
@@ -91,6 +92,22 @@ class Vec:
         packed = self.fn.let(f"bitcast {self.shape.m} {mask} to {bits}")
         return self.fn.let(f"icmp ne {bits} {packed}, 0")
 
+    # masks
+
+    def either(self, a: str, b: str) -> str:
+        return self.fn.let(f"or {self.shape.m} {a}, {b}")
+
+    def both(self, a: str, b: str) -> str:
+        return self.fn.let(f"and {self.shape.m} {a}, {b}")
+
+    def sign_of(self, x: str) -> str:
+        """The sign bit of a number, as an integer."""
+        return self.integer("and", self.bits(x), -1 << self.shape.bits - 1)
+
+    def is_negative(self, x: str) -> str:
+        """By the sign: true for -0, and for some NaN."""
+        return self.fn.let(f"icmp slt {self.shape.i} {self.bits(x)}, zeroinitializer")
+
     # numbers
 
     def binary(self, op: str, a: str, b: str) -> str:
@@ -117,30 +134,35 @@ class Vec:
     def maximum(self, a: str, b: str) -> str:
         return self.choose(self.compare("ogt", a, b), a, b)
 
-    def _clamped(self, x: str, low: float, high: float) -> str:
+    def clamped(self, x: str, low: float, high: float) -> str:
         # The bound comes first, so that a NaN in x survives.
         return self.minimum(self.shape.number(high), self.maximum(self.shape.number(low), x))
 
-    def _polynomial(self, x: str, coefficients: tuple[float, ...]) -> str:
+    def polynomial(self, x: str, coefficients: tuple[float, ...]) -> str:
         *rest, top = coefficients
         total = self.shape.number(top)
         for c in reversed(rest):
             total = self.fma(total, x, self.shape.number(c))
         return total
 
-    def _bits(self, x: str) -> str:
+    def bits(self, x: str) -> str:
         return self.fn.let(f"bitcast {self.f} {x} to {self.shape.i}")
 
-    def _number(self, bits: str) -> str:
+    def as_number(self, bits: str) -> str:
         return self.fn.let(f"bitcast {self.shape.i} {bits} to {self.f}")
 
-    def _integer(self, op: str, a: str, b: int | str) -> str:
+    def integer(self, op: str, a: str, b: int | str) -> str:
         right = self.shape.whole(b) if isinstance(b, int) else b
         return self.fn.let(f"{op} {self.shape.i} {a}, {right}")
 
     @property
-    def _mantissa(self) -> int:
+    def mantissa(self) -> int:
         return 23 if self.shape.scalar == "float" else 52
+
+    @property
+    def _rounder(self) -> float:
+        """What takes a whole number to the last digits when it is added: AVX2 converts no double to int64."""
+        return 1.5 * 2.0**self.mantissa
 
     def _scaled(self, x: str, n: str) -> str:
         """x · 2^n for a whole number n."""
@@ -152,55 +174,53 @@ class Vec:
                 (self.f, x), (self.f, n), (self.f, "zeroinitializer"), (mask, "-1"), ("i32", "4"),
             )  # fmt: skip
         # In two steps, so that results below the smallest normal number are reached gradually.
-        whole = self.fn.let(f"fptosi {self.f} {n} to {shape.i}")
-        half = self._integer("ashr", whole, 1)
-        bias = 127 if shape.scalar == "float" else 1023
-        for part in (half, self._integer("sub", whole, half)):
-            power = self._number(self._integer("shl", self._integer("add", part, bias), self._mantissa))
-            x = self.binary("fmul", x, power)
+        bias = shape.number(self._rounder + (127 if shape.scalar == "float" else 1023))
+        half = self.binary("fadd", self.binary("fmul", n, shape.number(0.5)), bias)
+        rest = self.binary("fadd", self.binary("fsub", n, self.binary("fsub", half, bias)), bias)
+        for part in (half, rest):
+            x = self.binary("fmul", x, self.as_number(self.integer("shl", self.bits(part), self.mantissa)))
         return x
 
     def exp(self, x: str) -> str:
         """e^x to 2 ulp; 0 and inf outside the range, NaN stays."""
         s = self.shape
         low, high = (-104.0, 89.0) if s.scalar == "float" else (-746.0, 710.0)
-        x = self._clamped(x, low, high)
+        x = self.clamped(x, low, high)
         big, small = co.LOG2E[s.scalar]
         n = self.intrinsic("roundeven", self.binary("fmul", x, s.number(big)))
         minus_n = self.fn.let(f"fneg {self.f} {n}")
         f = self.fma(x, s.number(small), self.fma(x, s.number(big), minus_n))
-        return self._two_to(n, f)
+        return self.two_to(n, f)
 
     def exp2(self, x: str) -> str:
         """2^x to 2 ulp; 0 and inf outside the range, NaN stays."""
+        if self.shape.scalef:
+            # vreduce gives x - round(x), and 0 where x is infinite: what is left for vscalef saturates by itself.
+            which, mask = ("ps", "i16") if self.shape.scalar == "float" else ("pd", "i8")
+            f = self.fn.call(
+                self.f, f"llvm.x86.avx512.mask.reduce.{which}.512",
+                (self.f, x), ("i32", "8"), (self.f, "zeroinitializer"), (mask, "-1"), ("i32", "4"),
+            )  # fmt: skip
+            return self.two_to(self.intrinsic("roundeven", x), f)
         low, high = (-151.0, 129.0) if self.shape.scalar == "float" else (-1077.0, 1025.0)
-        x = self._clamped(x, low, high)
+        x = self.clamped(x, low, high)
         n = self.intrinsic("roundeven", x)
-        return self._two_to(n, self.binary("fsub", x, n))
+        return self.two_to(n, self.binary("fsub", x, n))
 
-    def _two_to(self, n: str, f: str) -> str:
+    def two_to(self, n: str, f: str) -> str:
         """2^(n + f) for a whole n and |f| of at most a half."""
         s = self.shape
-        p = self.fma(self._polynomial(f, co.EXP2[s.scalar]), f, s.number(1.0))
+        p = self.fma(self.polynomial(f, co.EXP2[s.scalar]), f, s.number(1.0))
         return self._scaled(p, n)
 
     def log(self, x: str) -> str:
         """The natural logarithm to 2 ulp; -inf at 0, NaN below."""
-        s, shift = self.shape, self._mantissa
-        tiny, scale = (2.0**-126, 2.0**23) if s.scalar == "float" else (2.0**-1022, 2.0**52)
-        is_tiny = self.compare("olt", x, s.number(tiny))
-        y = self.choose(is_tiny, self.binary("fmul", x, s.number(scale)), x)
-        # The exponent that leaves a mantissa in [√½, √2).
-        root_half = 0x3F3504F3 if s.scalar == "float" else 0x3FE6A09E667F3BCD
-        bits = self._bits(y)
-        exponent = self._integer("ashr", self._integer("sub", bits, root_half), shift)
-        mantissa = self._number(self._integer("sub", bits, self._integer("shl", exponent, shift)))
-        e = self.fn.let(f"sitofp {s.i} {exponent} to {self.f}")
-        e = self.choose(is_tiny, self.binary("fsub", e, s.number(float(shift))), e)
+        s = self.shape
+        mantissa, e = functions.parted(self, x)
         f = self.binary("fsub", mantissa, s.number(1.0))
         t = self.binary("fdiv", f, self.binary("fadd", mantissa, s.number(1.0)))
         z = self.binary("fmul", t, t)
-        tail = self.binary("fmul", self.binary("fmul", t, z), self._polynomial(z, co.LOG[s.scalar]))
+        tail = self.binary("fmul", self.binary("fmul", t, z), self.polynomial(z, co.LOG[s.scalar]))
         high, low = co.LN2[s.scalar]
         tail = self.fma(e, s.number(low), tail)
         value = self.fma(e, s.number(high), self.fma(t, s.number(2.0), tail))
@@ -213,17 +233,21 @@ class Vec:
     def _nan_kept(self, x: str, value: str) -> str:
         return self.choose(self.compare("uno", x, x), x, value)
 
+    def wide(self) -> Vec:
+        """The arithmetic of as many doubles."""
+        return Vec(self.fn, Shape(self.shape.lanes, "double"))
+
     def _reduced(self, x: str) -> tuple[str, str]:
-        """x = r + n·π/2 with |r| <= π/4; gives r and the integer n."""
+        """x = r + n·π/2 with |r| <= π/4; gives r and an integer with the last digits of n."""
         s, fn = self.shape, self.fn
-        wide = Vec(fn, Shape(s.lanes, "double"))
+        wide = self.wide()
         y = x if s.scalar == "double" else fn.let(f"fpext {self.f} {x} to {wide.f}")
         n = wide.intrinsic("roundeven", wide.binary("fmul", y, wide.shape.number(co.TWO_OVER_PI)))
         minus = fn.let(f"fneg {wide.f} {n}")
         parts = co.HALF_PI if s.scalar == "double" else co.HALF_PI[:2]
         for part in parts:
             y = wide.fma(minus, wide.shape.number(part), y)
-        count = fn.let(f"fptosi {wide.f} {n} to <{s.lanes} x i64>")
+        count = wide.bits(wide.binary("fadd", n, wide.shape.number(wide._rounder)))
         if s.scalar == "float":
             y = fn.let(f"fptrunc {wide.f} {y} to {self.f}")
             count = fn.let(f"trunc <{s.lanes} x i64> {count} to {s.i}")
@@ -233,15 +257,15 @@ class Vec:
         """sin (shift 0) or cos (shift 1) of x, to 2 ulp."""
         s, fn = self.shape, self.fn
         r, n = self._reduced(x)
-        n = self._integer("add", n, shift)
+        n = self.integer("add", n, shift)
         z = self.binary("fmul", r, r)
-        sine = self.fma(self.binary("fmul", r, z), self._polynomial(z, co.SIN[s.scalar]), r)
+        sine = self.fma(self.binary("fmul", r, z), self.polynomial(z, co.SIN[s.scalar]), r)
         bend = self.fma(z, s.number(-0.5), s.number(1.0))
-        cosine = self.fma(self.binary("fmul", z, z), self._polynomial(z, co.COS[s.scalar]), bend)
-        odd = fn.let(f"icmp ne {s.i} {self._integer('and', n, 1)}, {s.whole(0)}")
+        cosine = self.fma(self.binary("fmul", z, z), self.polynomial(z, co.COS[s.scalar]), bend)
+        odd = fn.let(f"icmp ne {s.i} {self.integer('and', n, 1)}, {s.whole(0)}")
         value = self.choose(odd, cosine, sine)
-        flip = self._integer("shl", self._integer("and", n, 2), s.bits - 2)
-        value = self._number(self._integer("xor", self._bits(value), flip))
+        flip = self.integer("shl", self.integer("and", n, 2), s.bits - 2)
+        value = self.as_number(self.integer("xor", self.bits(value), flip))
         size = self.intrinsic("fabs", x)
         # Also true for NaN and infinities, which the polynomial would not keep.
         far = self.compare("ugt", size, s.number(co.REDUCIBLE[s.scalar]))
@@ -263,6 +287,10 @@ class Vec:
 
 def _f(name: str) -> Callable[..., Value]:
     return lambda v, *args: Value(getattr(v, name)(*(a.name for a in args)), "f")
+
+
+def _function(emit: Callable[..., str]) -> Callable[..., Value]:
+    return lambda v, *args: Value(emit(v, *(a.name for a in args)), "f")
 
 
 def _binary(op: str) -> Callable[..., Value]:
@@ -309,17 +337,17 @@ LLVM: dict[Prim, Callable[..., Value]] = {
     Prim.LOG: _f("log"),
     Prim.SIN: _f("sin"),
     Prim.COS: _f("cos"),
-    Prim.ASIN: _intrinsic("asin"),  # these three and atan2: one libm call per lane
-    Prim.ACOS: _intrinsic("acos"),
-    Prim.ATAN: _intrinsic("atan"),
+    Prim.ASIN: _function(functions.asin),
+    Prim.ACOS: _function(functions.acos),
+    Prim.ATAN: _function(functions.atan),
     Prim.FLOOR: _intrinsic("floor"),
     Prim.ROUND: _intrinsic("round"),
     Prim.ADD: _binary("fadd"),
     Prim.SUB: _binary("fsub"),
     Prim.MUL: _binary("fmul"),
     Prim.DIV: _binary("fdiv"),
-    Prim.POW: _intrinsic("pow"),  # one libm call per lane: right for every special case, and slow
-    Prim.ATAN2: _intrinsic("atan2"),
+    Prim.POW: _function(functions.power),
+    Prim.ATAN2: _function(functions.atan2),
     Prim.MIN: _f("minimum"),
     Prim.MAX: _f("maximum"),
     Prim.LT: _compare("olt", "slt"),

@@ -1,0 +1,165 @@
+"""Culling leaves out what adds nothing, and nothing else: the answers are those of the full loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from farsum.numpy import Pm, Vi, Vj
+from farsum_kernels.backends.cpu import culling
+from farsum_kernels.backends.cpu.launch import Kernel
+from farsum_kernels.backends.cpu.native import machine
+from farsum_kernels.formula.expr import variables
+from farsum_kernels.formula.lower import Want, lower
+from farsum_kernels.job import Extent, Spec
+
+rng = np.random.default_rng(0)
+M, N = 11_000, 13_100
+
+
+def launches(reduced: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """The same job culled and in full, both done."""
+    dtype = reduced.frame.dtype
+    kernel = Kernel(reduced.computation.spec(dtype), machine())
+    arrays = reduced._held(dtype)
+    m, n = reduced.frame.ni, reduced.frame.nj
+    done = []
+    for pairs in (0, 1 << 60):
+        monkeypatch.setattr(culling, "MIN_PAIRS", pairs)
+        launch = kernel.launch(arrays, Extent(m, n, ()))
+        while launch.step() < 1.0:
+            pass
+        done.append((launch, launch.results()))
+    return done[0], done[1]
+
+
+def agree(reduced: Any, monkeypatch: pytest.MonkeyPatch, rtol: float) -> None:
+    (culled, got), (full, want) = launches(reduced, monkeypatch)
+    assert "culled" in culled.words and "culled" not in full.words
+    assert culled._found.share < culling.WORTH
+    for g, w in zip(got, want, strict=True):
+        if g.dtype == np.int64:
+            np.testing.assert_array_equal(g, w)
+        else:
+            np.testing.assert_allclose(g, w, rtol=rtol, atol=0)
+
+
+def cloud(rows: int, dim: int, dtype: type) -> np.ndarray:
+    return rng.random((rows, dim)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sums_of_what_underflows(dtype: type, dim: int, axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, b = cloud(M, dim, dtype), cloud(N, dim, dtype), cloud(N, 1, dtype)
+    sigma = 0.002 * (0.3 if dtype is np.float64 else 1.0)
+    gauss: Any = (-(Vi(x) - Vj(y)).sqnorm2() / (2 * sigma**2)).exp()
+    rtol = 3e-6 if dtype is np.float32 else 1e-13
+    agree((gauss * Vj(b)).sum(axis=axis, call=False), monkeypatch, rtol)
+    laplace: Any = (-(Vi(x) - Vj(y)).norm2() / (sigma / 20)).exp()
+    agree(laplace.sum(axis=axis, call=False), monkeypatch, rtol)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_nearest_neighbours(dtype: type, dim: int, axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lazy: Any = Vi(cloud(M, dim, dtype)).sqdist(Vj(cloud(N, dim, dtype)))
+    rtol = 4e-7 if dtype is np.float32 else 1e-15
+    for reduced in (
+        lazy.min(axis=axis, call=False),
+        lazy.sqrt().argmin(axis=axis, call=False),
+        lazy.min_argmin(axis=axis, call=False),
+        lazy.Kmin_argKmin(5, axis=axis, call=False),
+    ):
+        agree(reduced, monkeypatch, rtol)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_values_go_to_the_first_index(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = np.random.default_rng(seed).integers(0, 60, (4_000, 2)).astype(np.float64)  # many distances twice
+    lazy: Any = Vi(grid[:3_000]).sqdist(Vj(grid))
+    agree(lazy.argmin(axis=1, call=False), monkeypatch, 0)
+    agree(lazy.argKmin(7, axis=1, call=False), monkeypatch, 0)
+
+
+def test_numbers_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, b = cloud(M, 3, np.float32), cloud(N, 3, np.float32), cloud(N, 1, np.float32)
+    x[17], y[5, 1], y[800], b[3] = np.nan, np.nan, np.inf, np.inf
+    lazy: Any = Vi(x).sqdist(Vj(y))
+    agree(lazy.min(axis=1, call=False), monkeypatch, 4e-7)
+    gauss: Any = (-lazy / 1e-5).exp() * Vj(b)
+    (_, got), (_, want) = launches(gauss.sum(axis=1, call=False), monkeypatch)
+    np.testing.assert_array_equal(np.isfinite(got[0]), np.isfinite(want[0]))
+    assert not np.isfinite(want[0]).all(), "0 times an infinite weight is NaN, far away too"
+
+
+def test_parameters_and_shifted_clouds(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = cloud(M, 3, np.float32) + 1000, cloud(N, 3, np.float32) + 1000
+    lazy: Any = (-Pm(np.array([4e4], np.float32)) * (Vi(x) - Vj(y)).sqnorm2()).exp()
+    agree(lazy.sum(axis=1, call=False), monkeypatch, 3e-6)
+    expanded: Any = (
+        Vi(x).sqnorm2() + Vj(y).sqnorm2() - 2 * (Vi(x) | Vj(y))
+    )  # rounds by far more than it is small
+    (_, got), (_, want) = launches(expanded.min(axis=1, call=False), monkeypatch)
+    np.testing.assert_array_equal(got[0], want[0])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda a, b: (a - b).sqnorm2().sin().sum(axis=1, call=False),
+        lambda a, b: (-(a - b).sqnorm2()).exp().sum(axis=1, call=False),
+        lambda a, b: (-(a - b).sqnorm2()).logsumexp(axis=1, call=False),
+        lambda a, b: (a - b).sqnorm2().max(axis=1, call=False),
+        lambda a, b: (a - b).sum(axis=1, call=False),
+    ],
+    ids=["unknown", "wide", "logsumexp", "max", "vectors"],
+)
+def test_what_is_not_worth_it_or_not_understood(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reduced = write(Vi(cloud(M, 3, np.float32)), Vj(cloud(N, 3, np.float32)))
+    (launch, got), (_, want) = launches(reduced, monkeypatch)
+    assert "culled" not in launch.words
+    np.testing.assert_array_equal(got[0], want[0])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda a, b: (a - b).sqnorm2(),
+        lambda a, b: (a * b - 2 * b).sum(-1).abs(),
+        lambda a, b: ((a - 0.5) | b).exp(),
+        lambda a, b: (a - b).norm2().sqrt() / (1.5 + b[0]),
+        lambda a, b: (a[0] - b[1]).relu() * (-a[1]).exp(),
+        lambda a, b: (a[0].sin() + b[0]).square(),
+    ],
+)
+def test_bounds_hold_every_value(write: Any) -> None:
+    a, b = rng.normal(size=(40, 3)), rng.normal(size=(50, 3))
+    lazy = write(Vi(a), Vj(b))
+    program = lower([Want(lazy.expr)], 6)
+    boxes: list[Any] = []
+    for index, v in variables(lazy.expr).items():
+        values = lazy.frame.inputs[index].array
+        tiles = (
+            values[None, None] if v.params[2] == 2 else values.reshape(10 - 5 * v.params[2], -1, v.params[1])
+        )
+        boxes.append((tiles.min(axis=1), tiles.max(axis=1)))
+    low, high, slack = culling.term_bounds(program, boxes, "float64")
+    dense = lazy.dense()
+    dense = np.broadcast_to(dense, (40, 50)).reshape(10, 4, 5, 10)
+    # Bounds that are NaN say nothing.
+    assert (
+        not (dense.min(axis=(1, 3)) < low - slack).any() and not (dense.max(axis=(1, 3)) > high + slack).any()
+    )
+
+
+def test_a_job_of_the_engine_is_culled() -> None:
+    x = cloud(24_000, 3, np.float32)
+    plan = (-Vi(x).sqdist(Vj(x)) / 1e-5).exp().sum(axis=1, call=False)
+    spec: Spec = plan.computation.spec("float32")
+    launch = Kernel(spec, machine()).launch(plan._held("float32"), Extent(24_000, 24_000, ()))
+    assert "culled" in launch.words
