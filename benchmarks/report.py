@@ -35,9 +35,11 @@ def write(results: Path = RESULTS, docs: Path = DOCS) -> None:
     sweeps = json.loads(path.read_text()) if path.exists() else None
     plots = docs / "plots"
     plots.mkdir(parents=True, exist_ok=True)
-    names = list(drawn(found, sweeps, plots))
+    path = results / "culling.json"
+    culled = json.loads(path.read_text()) if path.exists() else None
+    names = list(drawn(found, sweeps, culled, plots))
     page = docs / "benchmarks.md"
-    page.write_text("\n".join(lines_of(found, sweeps, names)) + "\n")
+    page.write_text("\n".join([*lines_of(found, sweeps, names), *_culling(culled)]) + "\n")
     print(f"  wrote {page} and {', '.join(names)}")
 
 
@@ -75,6 +77,24 @@ def lines_of(
         for name, sweep in sweeps["sweeps"].items():
             yield f"![{sweep['title']}, against {sweep['axis']}](plots/{_file(name)})"
             yield ""
+
+
+def _culling(culled: Mapping[str, Any] | None) -> Iterator[str]:
+    if culled is None:
+        return
+    yield "## Exact tile culling"
+    yield ""
+    yield "Time against N where few pairs count, in D = 3: the nearest neighbour, and a Gaussian sum whose width shrinks"
+    yield f"with N. `python -m benchmarks.culling --json`, on {_machine(culled['machine'])}, {culled['taken']}."
+    yield ""
+    yield "| | N | culled | every pair | largest difference |"
+    yield "|---|---|---|---|---|"
+    for name, rows in culled["series"].items():
+        for row in rows:
+            full = f"{row['full_s']:.2f} s | {row['difference']:.1e}" if "full_s" in row else "–| –"
+            yield f"| {name} | {row['n']:,} | {row['culled_s']:.3f} s | {full} |"
+    yield ""
+    yield "![Time against N, with culling and with every pair](plots/culling.svg)"
 
 
 def _machine(m: Mapping[str, Any]) -> str:
@@ -162,7 +182,9 @@ def _file(sweep: str) -> str:
     return f"sweep-{sweep.lower()}.svg"
 
 
-def drawn(found: Mapping[str, Any], sweeps: Mapping[str, Any] | None, folder: Path) -> Iterator[str]:
+def drawn(
+    found: Mapping[str, Any], sweeps: Mapping[str, Any] | None, culled: Mapping[str, Any] | None, folder: Path
+) -> Iterator[str]:
     """The names of the plots, each written."""
     import matplotlib
 
@@ -179,6 +201,33 @@ def drawn(found: Mapping[str, Any], sweeps: Mapping[str, Any] | None, folder: Pa
     yield kept("ratios.svg", _draw_ratios(pyplot, found["workloads"]))
     for name, sweep in (sweeps or {"sweeps": {}})["sweeps"].items():
         yield kept(_file(name), _draw_sweep(pyplot, sweep))
+    if culled:
+        yield kept("culling.svg", _draw_culling(pyplot, culled["series"]))
+
+
+def _draw_culling(pyplot: Any, series: Mapping[str, Any]) -> Any:
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    for (name, rows), colour in zip(series.items(), COLOURS, strict=False):
+        axes.plot(
+            [r["n"] for r in rows],
+            [r["culled_s"] for r in rows],
+            "o-",
+            color=colour,
+            label=name,
+            markersize=3,
+        )
+        full = [r for r in rows if "full_s" in r]
+        axes.plot(
+            [r["n"] for r in full],
+            [r["full_s"] for r in full],
+            "--",
+            color=colour,
+            label=f"{name}, every pair",
+        )
+    axes.set(xscale="log", yscale="log", xlabel="M = N", ylabel="seconds")
+    axes.grid(True, which="both", alpha=0.2)
+    axes.legend(frameon=False)
+    return figure
 
 
 def _draw_ratios(pyplot: Any, workloads: Mapping[str, Any]) -> Any:

@@ -248,9 +248,6 @@ class Lazy:
         shapes = (str(o.shape if isinstance(o, Lazy) else np.shape(o)) for o in (self, *others))
         return f"operands of shape {' and '.join(shapes)}"
 
-    def _lift(self, other: Any, op: str) -> Any:
-        return lift(other, op)
-
     def _swapped(self) -> Self:
         """The same tensor with i and j exchanged."""
         return make(swap_axes(self.expr), self.frame.swapped(), self.is_complex)

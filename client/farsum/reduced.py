@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from farsum.lazytensor import LazyTensor
     from farsum.selection import Selection
 
-KEEP: Any = object()  # the option was not given: what the object carries holds
+KEEP: Any = object()  # the option was not given: what the tensor or the object carries holds
 
 
 class Reduced:

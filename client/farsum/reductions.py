@@ -27,11 +27,9 @@ from typing import Any
 from farsum.compute import accuracy_of, check_backend
 from farsum.frame import join, renumbered
 from farsum.lazy import Lazy, need
-from farsum.reduced import Reduced
+from farsum.reduced import KEEP, Reduced
 from farsum.selection import Selection, select
 from farsum_kernels.errors import AxisError, AxisMissing, FormulaError, OperandError
-
-KEEP: Any = object()  # the option was not given: what the tensor carries holds
 
 _OPTIONS = frozenset((
     "call", "backend", "device_id", "ranges", "mask", "radius", "segments", "out", "dtype_acc", "use_double_acc",

@@ -23,7 +23,7 @@ I = "i"
 J = "j"
 
 
-MAX_INSTRUCTIONS = 20_000
+MAX_INSTRUCTIONS = 32_000
 
 
 class Prim(Enum):

@@ -29,7 +29,7 @@ from farsum_kernels.scalar.ir import Prim
 
 Array = NDArray[Any]
 
-MAX_TEXT_BYTES = 8 << 20
+MAX_TEXT_BYTES = 16 << 20
 # How far the indices that ride in float32 lanes count, as int32, and as numbers of a formula.
 MAX_INT32, MAX_FLOAT32 = (1 << 31) - 1, 1 << 24
 _POINTERS = (c_void_p,) * 6
