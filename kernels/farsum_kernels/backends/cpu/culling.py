@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Bounds = tuple[Array, Array]
 
-MIN_PAIRS = 400_000_000  # smaller jobs are done before culling has begun
+MIN_PAIRS = 400_000_000  # smaller sums are done before culling has begun
+EXTREMA = 4  # times as many pairs of an extremum, which are computed faster and may have to be computed twice
 MAX_DIM = 4  # in more dimensions boxes are mostly empty
 TILE = 128  # columns of a tile
 AT_ONCE = 500_000  # pairs of tiles that are looked at together; more are grouped into coarse tiles first
@@ -68,6 +69,11 @@ def cullable(program: Program, parts: Sequence[Part]) -> tuple[int, int] | None:
         if (v.params[2], w.params[2]) == (0, 1) and v.params[1] == w.params[1] <= MAX_DIM
     ]
     return max(pairs, key=lambda p: program.slots[p[0]].params[1], default=None)
+
+
+def large_enough(kernel: Kernel, extent: Extent) -> bool:
+    """Is a job so large that finding out what can be left out takes less than the job?"""
+    return extent.pairs >= MIN_PAIRS * (1 if kernel.spec.parts[0].rule.additive else EXTREMA)
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,8 @@ class Kernel:
 
     def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch | CulledLaunch:
         """Bind arrays of the right shapes and dtype."""
-        if self.points and extent.pairs >= culling.MIN_PAIRS and RANGES[0] not in arrays and not extent.batch:
+        dense = RANGES[0] not in arrays and not extent.batch
+        if self.points and dense and culling.large_enough(self, extent):
             found = culling.find(
                 self,
                 self.points,
