@@ -19,7 +19,7 @@ from farsum_kernels.scalar.ir import Loop, Prim
 # exact as its terms; past that the error of the sum shows (docs/accuracy.md). The states of the shifted
 # sums are already held close by their maximum, and long states cost a pass through memory per flush.
 TILE, TILE_SHIFTED, TILE_IN_MEMORY = 16, 256, 64
-SLAB = 256  # columns whose tiles are added up in the data dtype: sixteen terms again
+SLAB = 64  # columns whose tiles are added up in the data dtype: at 256 that showed beside pykeops, at N = 256
 UNROLL = 6  # vector dimensions up to this are written out; longer ones become loops
 LONG = 400  # instructions of a pair past which blocking only makes the compiler slow
 SLICE_S = 0.1  # a slice, between two looks at cancel and deadline, takes about this long at most

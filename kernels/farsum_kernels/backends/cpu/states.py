@@ -2,8 +2,9 @@
 
 States are in registers, carried by the loops; in scratch memory when they are long: ordered lists of K,
 or one state per component of a long F. Sums are kept twice: partial sums of a tile in the data dtype,
-totals in float64, in scratch memory; between the two, the sums of sixteen tiles are added up in the data dtype, which is as
-exact as one tile is and costs a third of a total. `first` is the place of this state's components among all outputs.
+totals in float64, in scratch memory. Between the two, the sums of a few tiles (a slab) are added up in the
+data dtype: nearly as exact, and a third of the work of a total. `first` is the place of this state's
+components among all outputs.
 """
 
 from __future__ import annotations
