@@ -75,7 +75,7 @@ def test_a_vector_is_a_parameter_with_its_own_dtype(dtype: type, axis: int | Non
     assert_array_equal((parameter + Vi(zeros)).sum(axis=1), [[1, 2.5]])
 
 
-@mark.parity("L-08", "X-50")
+@mark.parity("L-08", "X-50", "Z-10")
 @mark.parametrize("dtype", [np.float32, np.float64])
 def test_an_array_without_axes_is_one_parameter(dtype: type) -> None:
     parameter = make(np.array(2.5, dtype))
