@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from farsum.arrays import Array, Input, as_reals
-from farsum.compute import Computation, counting
+from farsum.compute import Computation, computation, counting
 from farsum.lazy import need
 from farsum_kernels.errors import DtypeError, FormulaError, InputMissing, ShapeError
 from farsum_kernels.formula.expr import VAR, I, J, P, variable
@@ -68,7 +68,7 @@ def pulled_back(reduced: Reduced, v: Any, e: Any) -> Array:
     axis = {I: 1, J: 0, P: made.axis}[held.category]
     # Its Sum runs over every pair, also where the derivative does not depend on one of its points.
     every = (variable(n, h.dim, h.category) for n, h in enumerate(frame.inputs))
-    found = Computation(counting(formula, None, every), None, "Sum", axis).run(
+    found = computation(counting(formula, None, every), None, "Sum", axis).run(
         arrays, dtype, None, reduced.ranges
     )
     found = found.sum(axis=-2) if held.category == P else found
@@ -82,7 +82,7 @@ def _run(made: Computation, reduction: str, arrays: dict[int, Array], dtype: str
     rule = reduction_named(reduction)
     weighted = rule.weight == "required" or (rule.weight == "optional" and reduction == made.reduction)
     weight = made.weight if weighted else None
-    return Computation(made.root, weight, reduction, made.axis, made.k if rule.listed else 0).run(
+    return computation(made.root, weight, reduction, made.axis, made.k if rule.listed else 0).run(
         arrays, dtype, None, ranges
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,9 @@ import numpy as np
 from farsum.arrays import Array, Slot, described
 from farsum.lazy import Lazy, made_from, of_input
 from farsum.reduced import Reduced
-from farsum.solve import conjugate_gradient, ridged
+from farsum.solve import conjugate_gradient, ridged, time_left
 from farsum_kernels.errors import (
     AxisError,
-    DeadlineExceeded,
     DimensionError,
     FormulaError,
     InputMissing,
@@ -69,14 +67,11 @@ class Inverse:
             *(a.shape[: -1 if h.category == P else -2] for h, a in self._held(arrays))
         )
         b = np.broadcast_to(b, (*batch, *b.shape[-2:]))
-        end = None if deadline_s is None else time.monotonic() + deadline_s
+        left = time_left(deadline_s)
 
         def product(p: Array) -> Array:
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
-                raise DeadlineExceeded(f"the system was not solved within {deadline_s} s")
             given[place] = p
-            found = self._product(*given, deadline_s=left, **options)
+            found = self._product(*given, deadline_s=left(), **options)
             return found.view(p.dtype) if found.dtype != p.dtype else found  # type: ignore[no-any-return]
 
         alpha, rest = solving["alpha"], {k: v for k, v in solving.items() if k != "alpha"}

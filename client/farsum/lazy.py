@@ -250,7 +250,7 @@ class Lazy:
 
     def _swapped(self) -> Self:
         """The same tensor with i and j exchanged."""
-        return make(swap_axes(self.expr), self.frame.swapped(), self.is_complex)
+        return make(_flipped(self.expr), self.frame.swapped(), self.is_complex)
 
     def _axis_of(self, axis: Any, dim: Any = None) -> int:
         """0 for the i axis, 1 for the j axis, 2 for the vector axis."""
@@ -297,6 +297,7 @@ def _rebuilt(is_complex: bool, expr: Expr, frame: Frame) -> Any:
 
 # A formula is written again and again, in a loop for instance: its nodes are found faster here than among all nodes.
 _written = lru_cache(maxsize=4096)(node)
+_flipped = lru_cache(maxsize=4096)(swap_axes)
 
 
 @lru_cache(maxsize=1024)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from farsum.arrays import Array, Input, as_reals, checked, complex_name, described
-from farsum.compute import Computation
-from farsum.frame import Frame
+from farsum.compute import computation
 from farsum.lazy import Lazy, make, of_input
 from farsum.reductions import Reductions
 from farsum_kernels.errors import AxisError, DimensionError, FormulaError, OperandError, ShapeError
@@ -149,7 +148,7 @@ class Matrix(Reductions):
     def _evaluated(self, expr: Expr, inputs: Sequence[Input], axis: int, lead: tuple[int, ...]) -> Array:
         """The values of a formula in which no axis is left to reduce: an array (*lead, D), or (*lead) for scalars."""
         dtype = self.frame.dtype or "float64"
-        found = Computation(expr, None, "Sum", axis).run(
+        found = computation(expr, None, "Sum", axis).run(
             {n: held.of(dtype) for n, held in enumerate(inputs)}, dtype
         )
         found = found.view(complex_name(dtype)) if self.is_complex else found
@@ -248,9 +247,7 @@ class Matrix(Reductions):
             ni = None if ni is None else count
         else:
             nj = None if nj is None else count
-        return make(
-            self.expr, Frame(inputs, ni, nj, frame.batch, frame.dtype, None, frame.backend), self.is_complex
-        )
+        return make(self.expr, frame.but(inputs=inputs, ni=ni, nj=nj, ranges=None), self.is_complex)
 
     def _entries(self, rows: Array, columns: Array) -> Any:
         """The entries at pairs of indices, shaped as they broadcast."""

@@ -19,13 +19,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from farsum_kernels.errors import FarsumError
+from farsum_kernels.errors import PykeopsLoaded
 
 TOPS = ("pykeops", "keopscore")
-
-
-class PykeopsLoaded(FarsumError, RuntimeError):
-    """The real pykeops is imported already, so that farsum cannot stand in for it."""
 
 
 def _of(source: str, *names: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from farsum.arrays import Array, Input
+from farsum.cluster import from_matrix
 from farsum.compute import Computation
 from farsum.frame import Frame, Ranges
 from farsum.lazy import lift, need
@@ -254,8 +255,6 @@ def _within(lazy: LazyTensor, reduction: str, radius: Any) -> tuple[Any, Selecti
     order_i, blocks_i = _cells(x, cell)
     order_j, blocks_j = _cells(y, cell)
     keep = _near(_boxes(x[order_i], blocks_i), _boxes(y[order_j], blocks_j), float(r))
-    from farsum.cluster import from_matrix
-
     return gated, Selection(tuple(from_matrix(blocks_i, blocks_j, keep)), order_i, order_j)
 
 

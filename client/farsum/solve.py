@@ -43,6 +43,22 @@ PATIENCE = 2000
 LEAST_CAP = 10_000
 
 
+def time_left(deadline_s: float | None) -> Callable[[], float | None]:
+    """What is left of so many seconds from now, to be asked before each product; None where there is no end.
+
+    The asking raises DeadlineExceeded once nothing is left.
+    """
+    end = None if deadline_s is None else time.monotonic() + deadline_s
+
+    def left() -> float | None:
+        seconds = None if end is None else end - time.monotonic()
+        if seconds is not None and seconds <= 0:
+            raise DeadlineExceeded(f"the system was not solved within {deadline_s} s")
+        return seconds
+
+    return left
+
+
 def conjugate_gradient(
     linop: Operator,
     b: Array,
@@ -324,16 +340,13 @@ class KernelSolve:
         Raises ShapeError or DtypeError, naming the argument, before anything is sent; SolverDidNotConverge,
         with the iterate and the residuals; DeadlineExceeded.
         """
-        end = None if deadline_s is None else time.monotonic() + deadline_s
+        left = time_left(deadline_s)
         arrays = self._checked(args)
         place = self._solved.index
         b = arrays[place]
         held = None if ranges is None else list(as_ranges(ranges).values())
 
         def product(p: Array) -> Array:
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
-                raise DeadlineExceeded(f"the system was not solved within {deadline_s} s")
             value: Array = self._sum(
                 *arrays[:place],
                 p,
@@ -341,7 +354,7 @@ class KernelSolve:
                 backend=backend,
                 device_id=device_id,
                 ranges=held,
-                deadline_s=left,
+                deadline_s=left(),
             )
             return value
 

@@ -28,6 +28,7 @@
     ├── Cancelled
     ├── WorkerDied                           the process that ran the job ended under it
     ├── EngineMissing (ImportError, KeyError) no engine is installed and no target is set
+    ├── PykeopsLoaded (RuntimeError)         the real pykeops is imported already
     ├── UnsafeBind (ValueError)              an address that would serve strangers unprotected
     └── InternalError                        our fault; the server's log has the story
 
@@ -229,6 +230,10 @@ class EngineMissing(FarsumError, ImportError, KeyError):
     """No target is set and no engine is installed in this environment."""
 
     status = Status.INCOMPATIBLE
+
+
+class PykeopsLoaded(FarsumError, RuntimeError):
+    """The real pykeops is imported already, so that farsum cannot stand in for it."""
 
 
 class UnsafeBind(FarsumError, ValueError):

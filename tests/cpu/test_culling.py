@@ -86,6 +86,44 @@ def test_equal_values_go_to_the_first_index(seed: int, monkeypatch: pytest.Monke
     agree(lazy.argKmin(7, axis=1, call=False), monkeypatch, 0)
 
 
+def test_rows_of_equal_values_are_settled_before_the_job_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = np.random.default_rng(3).integers(0, 60, (4_000, 2)).astype(np.float64)
+    lazy: Any = Vi(grid[:3_000]).sqdist(Vj(grid))
+    (culled, _), _ = launches(lazy.argmin(axis=1, call=False), monkeypatch)
+    assert culled._settling.share == 1.0, "in slices, which end with the deadline, not as results are read"
+
+
+def test_bfloat16_is_decoded_before_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = cloud(M, 2, np.float32) - 0.5, cloud(N, 2, np.float32) - 0.5  # bits of negative numbers sort high
+    reduced: Any = (-(Vi(x) - Vj(y)).sqnorm2() / 1e-5).exp().sum(axis=1, call=False)
+    spec = reduced.computation.spec("bfloat16")
+    held = reduced._held("float32")
+    arrays = {n: (a.view(np.uint32) >> 16).astype(np.uint16) for n, a in held.items()}
+    found = []
+    for pairs in (0, 1 << 60):
+        monkeypatch.setattr(culling, "MIN_PAIRS", pairs)
+        launch = Kernel(spec, machine()).launch(arrays, Extent(M, N, ()))
+        while launch.step() < 1.0:
+            pass
+        found.append((launch.words, launch.results()[0]))
+    assert "culled" in found[0][0] and "culled" not in found[1][0]
+    assert found[1][1].any()
+    bits = [values.astype(np.int64) for _, values in found]
+    assert np.abs(bits[0] - bits[1]).max() <= 1, "the last bit: sums were added in another order"
+
+
+@pytest.mark.parametrize(("name", "limit"), [("MAX_TILES", 10), ("MAX_ROWS", N - 1)])
+def test_what_is_too_much_to_remember_is_not_culled(
+    name: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(culling, name, limit)
+    monkeypatch.setattr(culling, "AT_ONCE", 1_000)  # so that tiles are grouped
+    lazy: Any = (-Vi(cloud(M, 2, np.float32)).sqdist(Vj(cloud(N, 2, np.float32))) / 1e-5).exp()
+    (launch, got), (_, want) = launches(lazy.sum(axis=1, call=False), monkeypatch)
+    assert "culled" not in launch.words
+    np.testing.assert_array_equal(got[0], want[0])
+
+
 def test_numbers_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, b = cloud(M, 3, np.float32), cloud(N, 3, np.float32), cloud(N, 1, np.float32)
     x[17], y[5, 1], y[800], b[3] = np.nan, np.nan, np.inf, np.inf

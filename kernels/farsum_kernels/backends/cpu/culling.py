@@ -12,7 +12,7 @@ second time from the last column to the first, and rows for which the two do not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ Bounds = tuple[Array, Array]
 
 MIN_PAIRS = 400_000_000  # smaller sums are done before culling has begun
 EXTREMA = 4  # times as many pairs of an extremum, which are computed faster and may have to be computed twice
+MAX_ROWS = 4_000_000  # on either side: sorting more takes longer than a first slice may
+MAX_TILES = 20_000_000  # pairs of tiles that are remembered
 MAX_DIM = 4  # in more dimensions boxes are mostly empty
 TILE = 128  # columns of a tile
 AT_ONCE = 500_000  # pairs of tiles that are looked at together; more are grouped into coarse tiles first
@@ -73,7 +75,8 @@ def cullable(program: Program, parts: Sequence[Part]) -> tuple[int, int] | None:
 
 def large_enough(kernel: Kernel, extent: Extent) -> bool:
     """Is a job so large that finding out what can be left out takes less than the job?"""
-    return extent.pairs >= MIN_PAIRS * (1 if kernel.spec.parts[0].rule.additive else EXTREMA)
+    least = MIN_PAIRS * (1 if kernel.spec.parts[0].rule.additive else EXTREMA)
+    return extent.pairs >= least and max(extent.m, extent.n) <= MAX_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +95,14 @@ class Culling:
 
 
 def find(
-    kernel: Kernel, points: tuple[int, int], arrays: Mapping[int, Array], over_j: Extent, seed: Seed
+    kernel: Kernel, points: tuple[int, int], held: Sequence[Array], over_j: Extent, seed: Seed
 ) -> Culling | None:
     """What can be left out of a job; None when it is too little to be worth it.
 
+    held   the inputs by slot, in the dtype of the arithmetic
     seed   computes the states of a block-sparse job on ordered arrays: for extrema, some values to beat
     """
     program = kernel.program
-    held = [np.asarray(arrays[index], kernel.dtype) for index in kernel.indices]
     if not _promising(kernel, held, over_j):
         return None
     (code_i, order_i), (code_j, order_j) = _morton(held[points[0]], held[points[1]])
@@ -113,6 +116,8 @@ def find(
     if not kernel.spec.parts[0].rule.additive:
         limits = _limits(kernel, rows, over_j.n, code_i[order_i], code_j[order_j], order_i, order_j, seed)
     pairs = _near(_Bound(kernel, ordered, rows, columns, limits))
+    if pairs is None:
+        return None
     blocks, slices, intervals = _as_ranges(*pairs, rows, columns)
     share = float((rows.lengths[pairs[0]] * columns.lengths[pairs[1]]).sum()) / over_j.pairs
     return None if share > WORTH else Culling(order_i, order_j, blocks, slices, intervals, share)
@@ -144,9 +149,10 @@ def _limits(
     return limits
 
 
-def _near(bound: _Bound) -> tuple[Array, Array]:
-    """The tiles that may contribute, as pairs of a tile of rows and a tile of columns, sorted."""
+def _near(bound: _Bound) -> tuple[Array, Array] | None:
+    """The tiles that may contribute, as pairs of a tile of rows and a tile of columns, sorted; None if too many."""
     coarse, found = bound.coarse, []
+    left = min(MAX_TILES, WORTH * bound.rows.count * bound.columns.count)
     keep = bound.keep(np.arange(bound.coarse_shape[0])[None], np.arange(bound.coarse_shape[1])[None], True)[0]
     above, beside = np.nonzero(keep)
     if coarse == 1:
@@ -158,6 +164,9 @@ def _near(bound: _Bound) -> tuple[Array, Array]:
         c = np.minimum(beside[at : at + step, None] * coarse + inside, bound.columns.count - 1)
         where, a, b = np.nonzero(bound.keep(r, c, False))
         found.append(r[where, a] * bound.columns.count + c[where, b])
+        left -= len(where)
+        if left < 0:
+            return None
     # At the edges the last tile stood for several.
     flat = np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
     return flat // bound.columns.count, flat % bound.columns.count

@@ -96,6 +96,10 @@ class Kernel:
         """How a job of these sizes would be cut up."""
         return _plan(self.layout, _reduced_over_j(self.spec, extent), self.work_per_pair, self.machine)
 
+    def inputs(self, arrays: Mapping[int, Array]) -> list[Array]:
+        """The inputs by slot, in the dtype of the arithmetic, C-ordered."""
+        return [_numbers(arrays[index], self.spec.dtype, self.dtype) for index in self.indices]
+
     def ground(self, shapes: tuple[tuple[int, ...], ...], extent: Extent) -> Ground:
         """The plan and tables of a dense job, made once for a run of equal shapes."""
         key = shapes, extent
@@ -133,12 +137,9 @@ class Kernel:
         """Bind arrays of the right shapes and dtype."""
         dense = RANGES[0] not in arrays and not extent.batch
         if self.points and dense and culling.large_enough(self, extent):
+            seeds = partial(_seeds, self, arrays, extent)
             found = culling.find(
-                self,
-                self.points,
-                arrays,
-                _reduced_over_j(self.spec, extent),
-                partial(_seeds, self, arrays, extent),
+                self, self.points, self.inputs(arrays), _reduced_over_j(self.spec, extent), seeds
             )
             if found:
                 return CulledLaunch(self, arrays, extent, found)
@@ -178,10 +179,9 @@ class Ground:
     ) -> None:
         self.plan = plan
         self.places = places
-        self.tasks = tasks
-        self.offsets = offsets
-        self._kept = offsets, tasks, spans  # alive as long as their addresses
-        self.addresses = tuple(map(address, self._kept))
+        # Alive as long as their addresses.
+        self.offsets, self.tasks, self.spans = offsets, tasks, spans
+        self.addresses = tuple(map(address, (offsets, tasks, spans)))
         self.batches = len(offsets)
         self.words = plan.describe()
         # Buffers of small states, to be used again: a list is safe to share between threads.
@@ -202,9 +202,8 @@ class Launch:
 
     def __init__(self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> None:
         self._kernel = kernel
-        dtype, computed = kernel.spec.dtype, kernel.dtype
         # Kept alive here: the tables hold bare addresses.
-        self._arrays = [_numbers(arrays[index], dtype, computed) for index in kernel.indices]
+        self._arrays = kernel.inputs(arrays)
         self._extent = _reduced_over_j(kernel.spec, extent)
         self._ground = kernel.ground(tuple([a.shape for a in self._arrays]), extent)
         if RANGES[0] in arrays:
@@ -380,6 +379,9 @@ class CulledLaunch:
             self._runs.append(
                 Launch(kernel, _in_order(kernel, arrays, found.order_i, self._orders[1], own), extent)
             )
+        self._values: list[Array] | None = None
+        self._equal = np.zeros(0, np.int64)
+        self._settling: Launch | None = None  # the rows with equal values, without culling
         self.plan = self._runs[0].plan
 
     @property
@@ -389,44 +391,56 @@ class CulledLaunch:
 
     def step(self) -> float:
         """Run the next slice; gives the finished share."""
-        for run in self._runs:
-            if run.share < 1.0:
-                run.step()
-                break
-        return sum(run.share for run in self._runs) / len(self._runs)
+        run = next((run for run in self._runs if run.share < 1.0), None)
+        if run:
+            run.step()
+        elif self._settling and self._settling.share < 1.0:
+            self._settling.step()
+        if self._values is None and all(run.share == 1.0 for run in self._runs):
+            self._compare()
+        stages = [*self._runs, *([self._settling] if self._settling else [])]
+        share = sum(run.share for run in stages) / len(stages)
+        return share if self._values is not None else min(share, 0.99)
 
-    def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
-        """The results in the user's order, indices as the user counts."""
+    def _compare(self) -> None:
+        """Take the values, and see which rows name different columns from the two ends: they have equal values."""
         found, kinds = self._found, self._kernel.spec.parts[0].rule.outputs
         sets = [
             [_unsorted(v, kind, found.order_i, order) for v, kind in zip(run.results(), kinds, strict=True)]
             for run, order in zip(self._runs, self._orders, strict=True)
         ]
-        values = sets[0]
-        if len(sets) > 1:
-            place = kinds.index(Kind.INDEX)
-            differ = (sets[0][place] != sets[1][place]).reshape(len(found.order_i), -1).any(axis=1)
-            self._settle(values, np.flatnonzero(differ))
+        self._values = sets[0]
+        if len(sets) == 1:
+            return
+        place = kinds.index(Kind.INDEX)
+        differ = (sets[0][place] != sets[1][place]).reshape(len(found.order_i), -1).any(axis=1)
+        self._equal = np.flatnonzero(differ)
+        if len(self._equal):
+            # Against every column, in the user's order.
+            arrays = {
+                v.params[0]: self._all[v.params[0]][self._equal]
+                if v.params[2] == 0
+                else self._all[v.params[0]]
+                for v in self._kernel.program.slots
+            }
+            m, n, rows = self._extent.m, self._extent.n, len(self._equal)
+            over_j = self._kernel.spec.axis == 1
+            self._settling = Launch(
+                self._kernel, arrays, Extent(rows, n, ()) if over_j else Extent(m, rows, ())
+            )
+
+    def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
+        """The results in the user's order, indices as the user counts."""
+        assert self._values is not None, "the job is not done"
+        values = self._values
+        if self._settling:
+            for value, settled in zip(values, self._settling.results(), strict=True):
+                value[self._equal] = settled
         if into is None:
             return tuple(values)
         for out, value in zip(into, values, strict=True):
             out[...] = value
         return tuple(into)
-
-    def _settle(self, values: list[Array], rows: Array) -> None:
-        """Compute rows again, against every column in the user's order: two of their values are equal."""
-        if not len(rows):
-            return
-        arrays = {
-            v.params[0]: self._all[v.params[0]][rows] if v.params[2] == 0 else self._all[v.params[0]]
-            for v in self._kernel.program.slots
-        }
-        m, n = (len(rows), self._extent.n) if self._kernel.spec.axis == 1 else (self._extent.m, len(rows))
-        run = Launch(self._kernel, arrays, Extent(m, n, ()))
-        while run.step() < 1.0:
-            pass
-        for value, settled in zip(values, run.results(), strict=True):
-            value[rows] = settled
 
 
 def _in_order(
