@@ -22,11 +22,14 @@ from farsum_kernels.errors import (
     ArrayMissing,
     Cancelled,
     DeadlineExceeded,
+    FarsumError,
     QueueFull,
     ServerUnreachable,
+    SolverDidNotConverge,
     WireError,
 )
 from farsum_kernels.job import RANGES, ArrayRef, Options, Outlook, Result, Spec, check_arrays
+from farsum_kernels.program import Program
 from farsum_proto import tensor, wire
 
 Array = NDArray[Any]
@@ -56,7 +59,7 @@ class RemoteEngine:
     def __init__(self, target: str) -> None:
         self.target = target
         self.session = Session(target, _version())
-        self._prepared: dict[Spec, RemotePrepared] = {}
+        self._prepared: dict[Spec | Program, RemotePrepared] = {}
 
     def __repr__(self) -> str:
         return f"RemoteEngine({self.target!r})"
@@ -71,7 +74,7 @@ class RemoteEngine:
     def closed(self) -> bool:
         return self.session.closed
 
-    def prepare(self, spec: Spec) -> RemotePrepared:
+    def prepare(self, spec: Spec | Program) -> RemotePrepared:
         """Equal specs give one object: a lazy tensor asks anew for each reduction."""
         found = self._prepared.get(spec)
         if found is None:
@@ -162,7 +165,7 @@ class RemoteFuture(Future[Result]):
 class RemotePrepared:
     """Implements farsum_kernels.job.Prepared."""
 
-    def __init__(self, engine: RemoteEngine, spec: Spec) -> None:
+    def __init__(self, engine: RemoteEngine, spec: Spec | Program) -> None:
         self.spec = spec
         self._engine = engine
         self._last: tuple[object, bytes] = None, b""
@@ -175,14 +178,21 @@ class RemotePrepared:
         faces = [(n, a.shape, a.dtype) for n, a in arrays.items()]
         known, form = self._last
         if faces != known:
-            check_arrays(self.spec, arrays)
+            if isinstance(self.spec, Program):
+                self.spec.check(arrays)
+            else:
+                check_arrays(self.spec, arrays)
             form = wire.encode_form(self.spec, {n: a.shape for n, a in arrays.items()})
             self._last = faces, form
         return form
 
     def _call(self, arrays: Mapping[int, Any], options: Options) -> _Call:
-        own = {n: np.ascontiguousarray(arrays[n]) for n in (*self.spec.inputs, *RANGES) if n in arrays}
-        dtypes = tuple("int64" if n in RANGES else self.spec.dtype for n in own)
+        if isinstance(self.spec, Program):
+            own = {n: np.ascontiguousarray(arrays[n]) for n in range(len(self.spec.inputs)) if n in arrays}
+            dtypes = tuple(value.dtype for value in self.spec.inputs)
+        else:
+            own = {n: np.ascontiguousarray(arrays[n]) for n in (*self.spec.inputs, *RANGES) if n in arrays}
+            dtypes = tuple("int64" if n in RANGES else self.spec.dtype for n in own)
         return _Call(self._engine.session, self._form(own), tuple(own.values()), dtypes, options)
 
     def run(self, arrays: Mapping[int, Any], options: Options = Options()) -> Result:
@@ -296,6 +306,8 @@ class _Call:
                 values = tuple(map(self._fetch, reply.values))
                 if self._options.progress:
                     self._options.progress(1.0)
+                if reply.stopped:
+                    raise _gave_up(reply.stopped, values)
                 return Result(values, wire.decode_plan(reply.plan))
             assert isinstance(reply, wire.Need)
             missing = frozenset(reply.digests)
@@ -329,6 +341,14 @@ class _Call:
         self._session.download(value.ticket, _bytes_of(stream))
         offset = tensor.body_offset(_bytes_of(stream), ArrayRef(b"", value.dtype, value.shape))
         return np.ndarray(value.shape, tensor.held_as(value.dtype), stream, offset)
+
+
+def _gave_up(stopped: wire.Stopped, values: tuple[Array, ...]) -> FarsumError:
+    """The error of an iteration, with what it had reached."""
+    if isinstance(stopped.error, SolverDidNotConverge):
+        stopped.error.iterate = values[0] if len(values) == 1 else values
+        stopped.error.residuals = list(stopped.residuals)
+    return stopped.error
 
 
 def _digest(array: Array) -> bytes:

@@ -26,6 +26,7 @@ from farsum_kernels.errors import (
     FormulaTooExpensive,
     InternalError,
     QueueFull,
+    StoreFull,
     TruncatedStream,
     WireError,
     WorkerDied,
@@ -242,6 +243,10 @@ class Daemon:
             raise Draining("the server is stopping and takes no new work")
         form = self._forms.get(request.form)
         wire.check_contents(form, request.contents)
+        if form.nbytes > self._limits.store_bytes:
+            raise StoreFull(
+                f"the program holds {form.nbytes} bytes between its steps; this server allows {self._limits.store_bytes}"
+            )
         found = self._find(client.tenant, form, request.contents)
         missing: tuple[bytes, ...] = ()
         blocks: list[int] = []
@@ -436,6 +441,7 @@ class Daemon:
             return wire.Outputs(
                 tuple([wire.Value(f.dtype, f.shape, v) for f, v in zip(faces, event.values, strict=True)]),
                 event.plan,
+                event.stopped,
             )
         values = []
         expires = time.monotonic() + self._limits.ticket_ttl_s
@@ -447,7 +453,7 @@ class Daemon:
             size = face.nbytes + len(self._header(ref, block))
             values.append(wire.Value(face.dtype, face.shape, None, ticket, size))
         job.blocks.clear()
-        return wire.Outputs(tuple(values), event.plan)
+        return wire.Outputs(tuple(values), event.plan, event.stopped)
 
     def _header(self, ref: ArrayRef, block: int) -> bytes:
         return tensor.header_at(self._arena.view, block, ref)

@@ -136,8 +136,11 @@ class Performer:
             return wire.Progressed(share)
         values = run.finish()
         del self._runs[job]
+        failure = getattr(run, "failure", None)
         return wire.Finished(
-            () if in_arena else tuple(v.tobytes() for v in values), wire.encode_plan(run.plan)
+            () if in_arena else tuple(v.tobytes() for v in values),
+            wire.encode_plan(run.plan),
+            wire.Stopped(failure, tuple(failure.residuals)) if failure else None,
         )
 
 

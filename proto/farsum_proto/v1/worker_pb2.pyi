@@ -77,9 +77,11 @@ class Progressed(_message.Message):
     def __init__(self, share: _Optional[float] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("values", "plan")
+    __slots__ = ("values", "plan", "stopped")
     VALUES_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
     values: _containers.RepeatedScalarFieldContainer[bytes]
     plan: bytes
-    def __init__(self, values: _Optional[_Iterable[bytes]] = ..., plan: _Optional[bytes] = ...) -> None: ...
+    stopped: _farsum_pb2.Stopped
+    def __init__(self, values: _Optional[_Iterable[bytes]] = ..., plan: _Optional[bytes] = ..., stopped: _Optional[_Union[_farsum_pb2.Stopped, _Mapping]] = ...) -> None: ...
