@@ -127,7 +127,7 @@ class Computation:
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
-        wide = self.accuracy is not AUTO and self._is_wide(dtype)
+        wide = self.is_wide(dtype)
         spec = self.spec("float64" if wide else dtype)
         if wide:
             arrays = {n: a.astype(np.float64) for n, a in arrays.items()}
@@ -149,7 +149,10 @@ class Computation:
             return out
         return values[0] if len(values) == 1 else values
 
-    def _is_wide(self, dtype: str) -> bool:
+    def is_wide(self, dtype: str) -> bool:
+        """Is it computed in float64 and rounded once? Raises FormulaError for an accumulator that is too narrow."""
+        if self.accuracy is AUTO:
+            return False
         self.accuracy.check_dtype(dtype)
         return self.accuracy.wide and dtype != "float64"
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from farsum.arrays import Array, Slot, described
+from farsum.compute import check_backend
 from farsum.lazy import Lazy, made_from, of_input
 from farsum.reduced import Reduced
-from farsum.solve import conjugate_gradient, ridged, time_left
+from farsum.systems import found, solve_by
 from farsum_kernels.errors import (
     AxisError,
     DimensionError,
@@ -17,18 +18,19 @@ from farsum_kernels.errors import (
     InputMissing,
     OperandError,
     ShapeError,
+    SolverDidNotConverge,
 )
 from farsum_kernels.formula.expr import VAR, I, J, P, variable
 from farsum_kernels.formula.grad import check_linear
 
-_SOLVING = ("alpha", "eps", "max_iterations")
+_SOLVING = ("alpha", "eps", "max_iterations", "method", "precond")
 
 
 class Inverse:
     """a = (alpha·Id + K)⁻¹ b, to be called: with the arrays of the symbolic variables, in rising order of index.
 
     The variable with the index of `solve`'s right-hand side takes b. Without symbolic variables the call
-    takes nothing. `alpha`, `eps` and `max_iterations` may be given at the call too.
+    takes nothing. The options of solving may be given at the call too.
     """
 
     def __init__(self, product: Reduced, unknown: int, b: Array | None, options: dict[str, Any]) -> None:
@@ -60,22 +62,30 @@ class Inverse:
         given = list(args)
         if not isinstance(given[place], np.ndarray):
             raise OperandError(f"the right-hand side must be a NumPy array, not {described(given[place])}")
-        arrays, *_ = self._product._arranged(tuple(given))
-        b = arrays[self._product.frame.inputs.index(slots[place])]
+        arrays, dtype, _ = self._product._arranged(tuple(given))
+        place = self._product.frame.inputs.index(slots[place])
+        b = arrays[place]
         self._check_rows(arrays, b)
         batch = np.broadcast_shapes(
             *(a.shape[: -1 if h.category == P else -2] for h, a in self._held(arrays))
         )
         b = np.broadcast_to(b, (*batch, *b.shape[-2:]))
-        left = time_left(deadline_s)
+        arrays[place] = np.ascontiguousarray(np.broadcast_to(b, (*batch, *b.shape[-2:])))
+        options.pop("device_id", None)
+        check_backend(options.pop("backend", None) or "auto")
+        ranges = options.pop("ranges", self._product.ranges)
+        if options:
+            raise TypeError(f"solve takes no option {next(iter(options))!r}")
+        rule = solve_by(arrays[place], place, **solving)
+        try:
+            (a,) = found(self._product.computation, arrays, dtype, rule, ranges, deadline_s)
+        except SolverDidNotConverge as error:
+            if error.iterate is not None:
+                error.iterate = self._numbers(error.iterate)
+            raise
+        return self._numbers(a)
 
-        def product(p: Array) -> Array:
-            given[place] = p
-            found = self._product(*given, deadline_s=left(), **options)
-            return found.view(p.dtype) if found.dtype != p.dtype else found  # type: ignore[no-any-return]
-
-        alpha, rest = solving["alpha"], {k: v for k, v in solving.items() if k != "alpha"}
-        a = conjugate_gradient(ridged(product, alpha), b, **rest)
+    def _numbers(self, a: Array) -> Array:
         return a.view(f"complex{16 * a.dtype.itemsize}") if self._product.is_complex else a
 
     def _held(self, arrays: dict[int, Array]) -> list[tuple[Any, Array]]:

@@ -90,7 +90,7 @@ class Part:
     def roots(self) -> tuple[Expr, ...]:
         return (self.formula,) if self.weight is None else (self.formula, self.weight)
 
-    @cached_property
+    @property
     def rule(self) -> Reduction:
         return reduction_named(self.reduction)
 

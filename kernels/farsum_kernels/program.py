@@ -24,7 +24,7 @@ from farsum_kernels.errors import (
     MessageTooLarge,
     ShapeError,
 )
-from farsum_kernels.formula.expr import P, walk
+from farsum_kernels.formula.expr import I, J, P, walk
 from farsum_kernels.job import (
     ITEMSIZE,
     RANGE_NAMES,
@@ -45,7 +45,9 @@ MAX_INPUTS = 256
 MAX_ROUNDS = 1_000_000
 MAX_NODES = 1 << 16
 MAX_PROGRAM_BYTES = 1 << 40
-MAX_SUBSPACE = 1024
+# Dense matrices of these sizes are decomposed in one go.
+MAX_RANK = 1024
+MAX_EIGENVALUES = 512
 RULES = ("cg", "minres")
 ENDS = ("LA", "SA", "LM")
 # What an iteration is taken to cost before it has run, in products.
@@ -262,6 +264,7 @@ class _Check:
         self._extents: list[Extent] = []
         self._costs: list[float] = []
         self._nodes = 0
+        self._nbytes = 0  # of iterations, beside the values
 
     def layout(self) -> Layout:
         program = self._program
@@ -288,7 +291,7 @@ class _Check:
         for name in program.outputs:
             self._known(name, "an output")
         own = {value.name for value in program.inputs}
-        nbytes = sum(value.nbytes for name, value in self._values.items() if name not in own)
+        nbytes = self._nbytes + sum(value.nbytes for name, value in self._values.items() if name not in own)
         if nbytes > MAX_PROGRAM_BYTES:
             raise MessageTooLarge(
                 f"the values of the program take {nbytes} bytes; at most {MAX_PROGRAM_BYTES} are allowed"
@@ -434,8 +437,13 @@ class _Check:
             raise FormulaError(f"the tolerance of an iteration is a number from 0, not {method.tolerance!r}")
         if isinstance(method, Solve):
             _check_solve(method, shape)
+            if method.rank and spec.inputs[method.unknown].params[2] != (J if spec.axis == 1 else I):
+                raise FormulaError("a preconditioner needs an unknown along the axis that is summed over")
+            # The square matrices of the preconditioner; the vectors of an iteration are a few.
+            self._nbytes += 8 * (4 * method.rank**2 + 6 * prod(shape))
             return [(vector.dtype, shape)]
         _check_eigen(method, shape)
+        self._nbytes += 8 * shape[0] * (3 * method.count + 12)
         return [(vector.dtype, (method.count, 1)), (vector.dtype, (shape[-2], method.count))]
 
 
@@ -445,8 +453,9 @@ def _check_solve(method: Solve, shape: tuple[int, ...]) -> None:
     if not isfinite(method.ridge):
         raise FormulaError(f"alpha is a finite number, not {method.ridge!r}")
     if method.rank:
-        if type(method.rank) is not int or not 0 < method.rank <= min(MAX_SUBSPACE * 8, shape[-2]):
-            raise FormulaError(f"the rank of a preconditioner is 1 to {shape[-2]}, not {method.rank!r}")
+        most = min(MAX_RANK, shape[-2])
+        if type(method.rank) is not int or not 0 < method.rank <= most:
+            raise FormulaError(f"the rank of a preconditioner is 1 to {most}, not {method.rank!r}")
         if method.rule != "cg" or not method.ridge > 0 or len(shape) != 2:
             raise FormulaError("a preconditioner needs cg, alpha > 0 and no batch: it divides by alpha")
 
@@ -456,10 +465,9 @@ def _check_eigen(method: Eigen, shape: tuple[int, ...]) -> None:
         raise FormulaError(f"which is one of {', '.join(ENDS)}, not {method.which!r:.40}")
     if len(shape) != 2 or shape[1] != 1:
         raise DimensionError(f"eigenvectors are of a scalar sum without a batch; this one has shape {shape}")
-    if type(method.count) is not int or not 0 < method.count <= min(MAX_SUBSPACE, shape[0]):
-        raise FormulaError(
-            f"the number of eigenvalues is 1 to {min(MAX_SUBSPACE, shape[0])}, not {method.count!r}"
-        )
+    most = min(MAX_EIGENVALUES, shape[0])
+    if type(method.count) is not int or not 0 < method.count <= most:
+        raise FormulaError(f"the number of eigenvalues is 1 to {most}, not {method.count!r}")
 
 
 def parameter_shape(value: Value) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from farsum_kernels.errors import DeadlineExceeded, EngineMissing
@@ -94,14 +95,16 @@ class LocalPrepared:
 
     @staticmethod
     def _watch(run: Run | ProgramRun, options: Options) -> None:
-        end = None if options.deadline_s is None else time.monotonic() + options.deadline_s
-        while (share := run.step()) < 1.0:
+        end = inf if options.deadline_s is None else time.monotonic() + options.deadline_s
+        share = 0.0
+        while time.monotonic() < end and (share := run.step()) < 1.0:
             if options.progress:
                 options.progress(share)
-            if end is not None and time.monotonic() > end:
-                raise DeadlineExceeded(
-                    f"{share:.0%} done after {options.deadline_s} s; the rest was not computed"
-                )
+        gave_up = isinstance(run, ProgramRun) and run.failure is not None
+        if share < 1.0 or (gave_up and time.monotonic() > end):
+            raise DeadlineExceeded(
+                f"{share:.0%} done after {options.deadline_s} s; the rest was not computed"
+            )
         if options.progress:
             options.progress(1.0)
 

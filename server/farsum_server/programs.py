@@ -16,9 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.errors import FormulaTooLarge, SolverDidNotConverge
-from farsum_kernels.formula.expr import P
+from farsum_kernels.formula.expr import I, J, P
+from farsum_kernels.iterations.conjugate import Preconditioner, conjugate_gradients
+from farsum_kernels.iterations.lanczos import eigenpairs
+from farsum_kernels.iterations.minimal import minimal_residual
+from farsum_kernels.iterations.nystrom import drawn, nystrom
+from farsum_kernels.iterations.request import Iteration, Product
 from farsum_kernels.job import RANGES, Extent, Spec
-from farsum_kernels.program import Loop, Program, Step, cost_of
+from farsum_kernels.program import Eigen, Loop, Method, Program, Solve, Step, cost_of
 
 if TYPE_CHECKING:
     from farsum_kernels.backends.cpu.launch import Kernel
@@ -127,19 +132,63 @@ class ProgramRun:
         yield
 
     def _step(self, bound: _Bound, values: Values) -> Slices:
-        made = yield from self._reduced(bound, bound.step.spec, self._arguments(bound.step, values))
+        arrays, method = self._arguments(bound.step, values), bound.step.method
+        if method is not None:
+            b = values[dict(bound.step.arguments)[method.unknown]]
+            made = yield from self._iterated(bound, method, arrays, b, values)
+        else:
+            made = yield from self._reduced(bound, arrays, bound.extent, self._share, bound.cost)
         values.update(zip(bound.step.outputs, made, strict=True))
 
     def _reduced(
-        self, bound: _Bound, spec: Spec, arrays: Mapping[int, Array]
+        self, bound: _Bound, arrays: Mapping[int, Array], extent: Extent, begun: float, cost: float
     ) -> Generator[None, None, tuple[Array, ...]]:
-        launch, done = bound.kernel.launch(arrays, bound.extent), self._share
+        launch = bound.kernel.launch(arrays, extent)
         while (share := launch.step()) < 1.0:
-            self._share = done + share * bound.cost
+            self._share = max(self._share, begun + share * cost)
             yield
-        self._share = done + bound.cost
+        self._share = max(self._share, begun + cost)
         yield
         return launch.results()
+
+    # ── iterations ────────────────────────────────────────────────────────────────────────────────
+
+    def _iterated(
+        self, bound: _Bound, method: Method, arrays: Mapping[int, Array], b: Array, values: Values
+    ) -> Generator[None, None, tuple[Array, ...]]:
+        """What an iteration finds. If it gives up, what it had reached stands as the outputs of the step."""
+        begun = self._share
+        iteration = _iteration(method, b)
+        try:
+            request = next(iteration)
+            while True:
+                product = yield from self._product(bound, arrays, request, method.unknown, b)
+                self._share = max(self._share, begun + bound.cost * request.share)
+                request = iteration.send(product)
+        except StopIteration as found:
+            made: tuple[Array, ...] = found.value
+        except SolverDidNotConverge as error:
+            if error.iterate is not None:
+                reached = error.iterate if isinstance(error.iterate, tuple) else (error.iterate,)
+                values.update(zip(bound.step.outputs, reached, strict=True))
+            raise
+        self._share = begun + bound.cost
+        return made
+
+    def _product(
+        self, bound: _Bound, arrays: Mapping[int, Array], request: Product, unknown: int, b: Array
+    ) -> Generator[None, None, Array]:
+        """The sum with a vector in the place of the unknown, in the dtype of the right-hand side."""
+        spec, extent = bound.step.spec, bound.extent
+        own = {**arrays, unknown: converted(request.vector, spec.dtype, "the vector")}
+        for places, axis in ((request.rows, spec.axis == 1), (request.columns, spec.axis != 1)):
+            if places is not None:
+                extent = Extent(len(places), extent.n, ()) if axis else Extent(extent.m, len(places), ())
+                for n, variable in spec.inputs.items():
+                    if variable.params[2] == (I if axis else J) and n != unknown:
+                        own[n] = arrays[n][places]
+        (value,) = yield from self._reduced(bound, own, extent, self._share, 0.0)
+        return converted(value, b.dtype.name, "the product")
 
     def _arguments(self, step: Step, values: Values) -> dict[int, Array]:
         """The values in the dtype of the step, parameters without their row axis."""
@@ -194,6 +243,22 @@ def _not_a_number(loop: Loop, number: int, history: Array) -> SolverDidNotConver
         None,
         history[: number + 1, 0].tolist(),
     )
+
+
+def _iteration(method: Method, b: Array) -> Iteration[tuple[Array, ...]]:
+    if isinstance(method, Eigen):
+        return (yield from eigenpairs(b, method.count, method.which, method.tolerance, method.cap))
+    return ((yield from _solution(method, b)),)
+
+
+def _solution(method: Solve, b: Array) -> Iteration[Array]:
+    target = method.tolerance**2
+    if method.rule == "minres":
+        return (yield from minimal_residual(b, target, method.cap, method.ridge))
+    inverse: Preconditioner | None = None
+    if method.rank and b.any():
+        inverse = yield from nystrom(b, method.ridge, drawn(len(b), method.rank, method.seed))
+    return (yield from conjugate_gradients(b, target, method.cap, method.ridge, precondition=inverse))
 
 
 def _turned(extent: Extent) -> Extent:
