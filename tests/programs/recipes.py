@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def doubling(times: int, body: int = 1) -> Program:
     names = ["x", *(f"x{n}" for n in range(1, body)), "next"]
     steps = tuple(
         step(after, node("Mult", x, constant(2)), 1, "float64", v0=before)
-        for before, after in zip(names, names[1:], strict=False)
+        for before, after in pairwise(names)
     )
     loop = Loop((Carried("x", "start", "next"),), steps, times)
     return Program((Value("start", "float64", (4, 1)),), (loop,), ("x",))

@@ -26,9 +26,7 @@ def symmetric(values: Any, seed: int = 0) -> np.ndarray:
 
 
 def minres(A: np.ndarray, b: np.ndarray, eps: float = 1e-8, cap: int = 10_000, ridge: float = 0.0) -> Any:
-    return driven(
-        minimal_residual(b, b.size * eps**2, cap, ridge), lambda r: (A @ r.vector).astype(b.dtype)
-    )
+    return driven(minimal_residual(b, b.size * eps**2, cap, ridge), lambda r: (A @ r.vector).astype(b.dtype))
 
 
 def eigs(A: np.ndarray, count: int, which: str, tolerance: float = 1e-12, cap: int = 10_000) -> Any:
@@ -120,9 +118,12 @@ def test_a_product_that_is_not_like_the_vector_is_refused() -> None:
     def short(request: Product) -> np.ndarray:
         return request.vector[:2]
 
-    for iteration in (minimal_residual(np.ones((3, 1)), 1e-12, 9), eigenpairs(np.ones((3, 1)), 1, "LA", 0, 9)):
+    for iteration in (
+        minimal_residual(np.ones((3, 1)), 1e-12, 9),
+        eigenpairs(np.ones((3, 1)), 1, "LA", 0, 9),
+    ):
         with pytest.raises(ShapeError, match="the operator gives an array that has shape"):
-            driven(iteration, short)  # type: ignore[arg-type]
+            driven(iteration, short)
 
 
 # ── as steps ──────────────────────────────────────────────────────────────────────────────────────
@@ -178,7 +179,9 @@ def test_misuse(options: Any, error: type[Exception], words: str) -> None:
 
 SUM = Spec(
     node(
-        "Mult", node("Exp", node("Minus", node("SqDist", variable(0, 3, I), variable(1, 3, J)))), variable(2, 1, J)
+        "Mult",
+        node("Exp", node("Minus", node("SqDist", variable(0, 3, I), variable(1, 3, J)))),
+        variable(2, 1, J),
     ),
     "Sum",
     1,
@@ -211,5 +214,5 @@ def test_methods_that_mean_nothing_are_refused() -> None:
         with pytest.raises(ValueError, match=words):
             one_step(method)
     extremum = Spec(node("SqDist", variable(0, 3, I), variable(1, 3, J)), "Min", 1, "float64")
-    with pytest.raises(FormulaError, match="one sum|takes the arguments"):
+    with pytest.raises(FormulaError, match=r"one sum|takes the arguments"):
         one_step(good, extremum)
