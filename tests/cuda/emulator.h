@@ -205,8 +205,8 @@ template <int N> static inline void fs_copy_wait() {
 // ---- the prelude's words: half precision and the tensor cores ----
 
 static inline float fs_from_half(unsigned short h) {
-    float magnitude = __int_as_float((h & 0x7fff) << 13) * 0x1p112f;
-    if ((h & 0x7c00) == 0x7c00) magnitude = __int_as_float(0x7f800000 | (h & 0x3ff) << 13);
+    unsigned exponent = h >> 10 & 31, fraction = h & 0x3ff;
+    float magnitude = exponent ? __uint_as_float((exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13) : fraction * 0x1p-24f;
     return h & 0x8000 ? -magnitude : magnitude;
 }
 static inline unsigned short fs_to_half(float x) {
@@ -222,18 +222,32 @@ static inline unsigned short fs_to_half(float x) {
 
 namespace emulator {
 
+// The 8 columns of one row of a tile.
+typedef double Row __attribute__((vector_size(64)));
+typedef unsigned long long RowBits __attribute__((vector_size(64)));
+typedef int RowWhole __attribute__((vector_size(32)));
+
 // c plus 16 exact products as a tensor core adds: all are cut off, towards zero, one bit below the last of a float32
 // as large as the largest of them, and so is their sum.
-static inline float tensor_sum(float c, const double (&products)[16]) {
-    double largest = std::fabs((double)c), plain = c;
-    for (double p : products) largest = std::max(largest, std::fabs(p)), plain += p;
-    if (!std::isfinite(plain) || largest < 0x1p-100) return (float)plain;
-    double step = bits<double>(bits<unsigned long long>(largest) & 0x7ff0000000000000ull) * 0x1p-24, scale = 1 / step;
-    double sum = std::trunc(c * scale);
-    for (double p : products) sum += std::trunc(p * scale);
-    sum *= step;
-    float nearest = (float)sum;
-    return std::fabs((double)nearest) > std::fabs(sum) ? std::nextafterf(nearest, 0.0f) : nearest;
+static inline void tensor_sum(float (&c)[8], const float (&a)[16], const Row (&b)[16]) {
+    Row products[17], largest = {}, plain = {};
+    for (unsigned k = 0; k < 16; ++k) products[k] = (double)a[k] * b[k];
+    for (unsigned n = 0; n < 8; ++n) products[16][n] = c[n];
+    for (const Row& p : products) {
+        Row size = p < 0 ? -p : p;
+        largest = largest < size ? size : largest;
+        plain += p;
+    }
+    Row step = (Row)((RowBits)largest & 0x7ff0000000000000ull) * 0x1p-24, scale = 1 / step;
+    RowWhole whole = {};
+    for (const Row& p : products) whole += __builtin_convertvector(p * scale, RowWhole);
+    Row sum = __builtin_convertvector(whole, Row) * step;
+    for (unsigned n = 0; n < 8; ++n) {
+        if (!std::isfinite(plain[n]) || largest[n] < 0x1p-100) sum[n] = plain[n];
+        float nearest = (float)sum[n];
+        bool above = std::isfinite(nearest) && std::fabs((double)nearest) > std::fabs(sum[n]);
+        c[n] = above ? __uint_as_float(__float_as_uint(nearest) - 1) : nearest;
+    }
 }
 
 struct Fragments { float* d; const unsigned *a, *b; };
@@ -241,24 +255,20 @@ static inline float from_half(unsigned h) { return fs_from_half((unsigned short)
 static inline float from_bfloat16(unsigned h) { return __uint_as_float(h << 16); }
 
 template <float (*decode)(unsigned)> static void multiply(Thread* lanes, unsigned) {
-    float a[16][16], b[16][8];
+    float a[16][16], d[16][8];
+    Row b[16];
     for (unsigned lane = 0; lane < warpSize; ++lane) {
         const Fragments& mine = *(Fragments*)lanes[lane].data;
         unsigned g = lane / 4, q = lane % 4;
-        for (unsigned r = 0; r < 4; ++r)
-            for (unsigned half = 0; half < 2; ++half)
-                a[g + r % 2 * 8][2 * q + r / 2 * 8 + half] = decode(mine.a[r] >> 16 * half & 0xffff);
-        for (unsigned r = 0; r < 2; ++r)
-            for (unsigned half = 0; half < 2; ++half) b[2 * q + 8 * r + half][g] = decode(mine.b[r] >> 16 * half & 0xffff);
-    }
-    for (unsigned lane = 0; lane < warpSize; ++lane)
-        for (unsigned e = 0; e < 4; ++e) {
-            unsigned row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
-            double products[16];
-            for (unsigned k = 0; k < 16; ++k) products[k] = (double)a[row][k] * b[k][column];
-            float& d = ((Fragments*)lanes[lane].data)->d[e];
-            d = tensor_sum(d, products);
+        for (unsigned half = 0; half < 2; ++half) {
+            for (unsigned r = 0; r < 4; ++r) a[g + r % 2 * 8][2 * q + r / 2 * 8 + half] = decode(mine.a[r] >> 16 * half & 0xffff);
+            for (unsigned r = 0; r < 2; ++r) b[2 * q + 8 * r + half][g] = decode(mine.b[r] >> 16 * half & 0xffff);
+            for (unsigned r = 0; r < 2; ++r) d[g + 8 * r][2 * q + half] = mine.d[2 * r + half];
         }
+    }
+    for (unsigned row = 0; row < 16; ++row) tensor_sum(d[row], a[row], b);
+    for (unsigned lane = 0; lane < warpSize; ++lane)
+        for (unsigned e = 0; e < 4; ++e) ((Fragments*)lanes[lane].data)->d[e] = d[lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2];
 }
 }  // namespace emulator
 static inline void fs_mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()) {
