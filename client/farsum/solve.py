@@ -16,7 +16,8 @@ import numpy as np
 from farsum.arrays import Array, as_reals, checked, described, is_number
 from farsum.compute import check_backend
 from farsum.genred import Genred
-from farsum.systems import cap_of, found, positive, ridge_of, solve_by
+from farsum.handle import Handle
+from farsum.systems import cap_of, found, positive, ridge_of, solve_by, widened
 from farsum_kernels.errors import (
     DimensionError,
     DtypeError,
@@ -71,10 +72,9 @@ def conjugate_gradient(
     return driven(iteration, lambda request: linop(request.vector))
 
 
-def _as_pairs(a: Array) -> Array:
+def _as_pairs(a: Any) -> Any:
     """Interleaved (re, im) as complex numbers, the last axis half as long."""
-    numbers: Array = a.view(np.result_type(a.dtype, np.complex64))
-    return numbers
+    return a.view(np.result_type(a.dtype, np.complex64))
 
 
 def _vector(given: Any) -> Array:
@@ -182,7 +182,8 @@ class KernelSolve:
         method: str = "cg",
         precond: int | bool = False,
         deadline_s: float | None = None,
-    ) -> Array:
+        keep: bool = False,
+    ) -> Any:
         """The solution for these arrays, one per alias: shapes (..., M, D), (..., N, D), (..., D), with M = N.
 
         alpha           the ridge: alpha·a is added to the sum. None or 0 for none
@@ -192,6 +193,7 @@ class KernelSolve:
         precond         precondition with the Nyström approximation on so many points, or on √N of them (True);
                         without batches, with alpha > 0
         deadline_s      give up after so many seconds, all products together
+        keep            leave the solution where it is computed, and give a handle to it
         backend, device_id, ranges
                         as in `Genred`; blocks of pairs must lie symmetric
 
@@ -207,16 +209,16 @@ class KernelSolve:
         place = self._solved.index
         rule = solve_by(held[place], place, alpha, eps, max_iterations, method, precond)
         arrays, dtype = self._sum.typed(held)
-        pairs = isinstance(args[place], np.ndarray) and args[place].dtype.kind == "c"
+        pairs = args[place].dtype.kind == "c"
         try:
-            (a,) = found(self._sum.computation, arrays, dtype, rule, ranges, deadline_s)
+            (a,) = found(self._sum.computation, arrays, dtype, rule, ranges, deadline_s, keep)
         except SolverDidNotConverge as error:
             if pairs and error.iterate is not None:
                 error.iterate = _as_pairs(error.iterate)
             raise
         return _as_pairs(a) if pairs else a
 
-    def _checked(self, args: Sequence[Array]) -> list[Array]:
+    def _checked(self, args: Sequence[Any]) -> list[Any]:
         """The arrays, contiguous and of one dtype, the right-hand side with all batch axes.
 
         Copied once here, so that no product copies them again.
@@ -225,7 +227,7 @@ class KernelSolve:
             words = ", ".join(a.label for a in self._arguments)
             raise ShapeError(f"expected {len(self._arguments)} arguments ({words}), received {len(args)}")
         for argument, array in zip(self._arguments, args, strict=True):
-            if not isinstance(array, np.ndarray):
+            if not isinstance(array, np.ndarray | Handle):
                 raise OperandError(f"{argument.label} must be a NumPy array, not {described(array)}")
         reals = [as_reals(a) for a in args]
         for argument, array in zip(self._arguments, reals, strict=True):
@@ -234,13 +236,13 @@ class KernelSolve:
                 raise DtypeError(
                     f"{argument.label} has dtype {array.dtype} where dtype={self.dtype!r} was asked for"
                 )
-        dtype = np.result_type(*reals)
-        arrays = [np.ascontiguousarray(a, dtype) for a in reals]
+        dtype = np.result_type(*[a.dtype for a in reals])
+        arrays = [a.astype(dtype) if isinstance(a, Handle) else np.ascontiguousarray(a, dtype) for a in reals]
         place = self._solved.index
         arrays[place] = self._right_hand_side(arrays)
         return arrays
 
-    def _right_hand_side(self, arrays: Sequence[Array]) -> Array:
+    def _right_hand_side(self, arrays: Sequence[Any]) -> Any:
         """b with the batch axes of all arguments. Raises ShapeError where shapes do not fit a system."""
         rank = max(a.ndim for v, a in zip(self._arguments, arrays, strict=True) if v.category != P)
         shapes = {v.index: a.shape for v, a in zip(self._arguments, arrays, strict=True)}
@@ -258,7 +260,7 @@ class KernelSolve:
                 f"the right-hand side {self._solved.label} has {b.shape[-2]} rows, but the sum over "
                 f"{'ij'[self.axis]} gives {kept}: rows i and rows j of a system are the same points"
             )
-        return np.ascontiguousarray(np.broadcast_to(b, (*extent.batch, *b.shape[-2:])))
+        return widened(b, extent.batch)
 
 
 def _argument(name: Any, arguments: Sequence[Argument]) -> Argument:

@@ -9,13 +9,15 @@ import numpy as np
 
 from farsum import progress
 from farsum.arrays import Array, as_ranges, is_number
-from farsum.compute import Computation
+from farsum.compute import Computation, within_reach
+from farsum.handle import Handle, handle_of
+from farsum.recorded import Tape, record_step, tape_of
 from farsum.target import prepared
 from farsum_kernels.errors import FormulaError, OperandError
 from farsum_kernels.formula.expr import P
 from farsum_kernels.iterations.conjugate import LEAST_CAP
-from farsum_kernels.job import RANGE_NAMES, RANGES, dtype_name
-from farsum_kernels.program import RULES, Method, Program, Solve, Step, Value
+from farsum_kernels.job import RANGE_NAMES, RANGES, Spec, dtype_name
+from farsum_kernels.program import RULES, Eigen, Method, Program, Solve, Step, Value
 
 
 def solve_by(
@@ -86,8 +88,11 @@ def found(
     method: Method,
     ranges: Sequence[Array] | None = None,
     deadline_s: float | None = None,
-) -> tuple[Array, ...]:
+    keep: bool = False,
+) -> tuple[Any, ...]:
     """What a method finds for the sum of these arrays; that of the unknown is the right-hand side, or the start.
+
+    keep   leave it where it is computed: it comes as handles
 
     Raises SolverDidNotConverge, with the iterate and the residuals, and DeadlineExceeded.
     """
@@ -95,7 +100,10 @@ def found(
     held = {n: arrays[n] for n in spec.inputs}
     for n, variable in spec.inputs.items():
         if variable.params[2] == P:
-            held[n] = arrays[n][..., None, :]
+            shape = arrays[n].shape
+            held[n] = arrays[n].reshape(*shape[:-1], 1, shape[-1])
+    if tape := tape_of(arrays.values()):
+        return _recorded(tape, spec, held | as_ranges(ranges), method)
     names: dict[int, str] = {}  # by identity: an array that is given twice is one input
     inputs: list[Value] = []
     given: dict[int, Array] = {}
@@ -109,8 +117,28 @@ def found(
         arguments.append((n, names[key]))
     outputs = ("solution",) if isinstance(method, Solve) else ("values", "vectors")
     step = Step(outputs, spec, tuple(arguments), method)
-    options = progress.options(deadline_s)
+    options = progress.options(deadline_s, keep)
     try:
-        return prepared(Program(tuple(inputs), (step,), outputs)).run(given, options).values
+        values = prepared(Program(tuple(inputs), (step,), outputs)).run(within_reach(given), options).values
     finally:
         progress.done(options)
+    return tuple(v if isinstance(v, Handle) else handle_of(v) for v in values) if keep else values
+
+
+def _recorded(tape: Tape, spec: Spec, arrays: Mapping[int, Any], method: Method) -> tuple[Any, ...]:
+    """The same as a step of the program that is being recorded."""
+    b = arrays[method.unknown]
+    made = [(dtype_name(b.dtype), tuple(b.shape))]
+    if isinstance(method, Eigen):
+        made = [(made[0][0], (method.count, 1)), (made[0][0], (b.shape[-2], method.count))]
+    return record_step(tape, spec, arrays, made, method)
+
+
+def widened(b: Any, batch: tuple[int, ...]) -> Any:
+    """A right-hand side with these batch axes, C-ordered."""
+    shape = (*batch, *b.shape[-2:])
+    return b if b.shape == shape and not isinstance(b, np.ndarray) else _spread(b, shape)
+
+
+def _spread(b: Any, shape: tuple[int, ...]) -> Array:
+    return np.ascontiguousarray(np.broadcast_to(np.asarray(b), shape))
