@@ -178,6 +178,11 @@ class Terms:
     along: Loop | None = None
 
     @property
+    def long(self) -> bool:
+        """Are components of F or of the weight left to a loop?"""
+        return bool(self.loop or self.along)
+
+    @property
     def places(self) -> list[int]:
         return [*self.value, *(f for f in self.factor if f is not None), *self.weight]
 
@@ -190,6 +195,36 @@ class Program:
     code: tuple[Instr, ...]
     scopes: tuple[Scope, ...]
     terms: tuple[Terms, ...]
+
+    def shared(self, terms: Terms) -> list[int]:
+        """What the components of long terms have in common: numbers of a pair that do not change along the loop."""
+        found: set[int] = set()
+        seen: set[int] = set()
+        stack = [*terms.weight, *(terms.value if terms.loop else ())]
+        while stack:
+            n = stack.pop()
+            if n in seen:
+                continue
+            seen.add(n)
+            whole = not any(isinstance(s, Loop) for s in self.scopes[n])
+            if whole and self.code[n].prim not in ir.MASKS:
+                if {ir.I, ir.J} <= self.scopes[n]:
+                    found.add(n)
+                continue
+            stack.extend(self.code[n].args)
+        return sorted(found)
+
+    def each_component(self, terms: Terms) -> list[Prim]:
+        """What is computed for each component of long terms, at each pair."""
+        ends = [*terms.weight, *(terms.value if terms.loop else ())]
+        shared, seen, stack = set(self.shared(terms)), set(), [*ends]
+        while stack:
+            n = stack.pop()
+            pairwise = {ir.I, ir.J} <= self.scopes[n]
+            if n not in seen and n not in shared and (pairwise or self.code[n].prim is Prim.FOLD):
+                seen.add(n)
+                stack.extend(self.code[n].args)
+        return [self.code[n].prim for n in sorted(seen)]
 
     def flops_per_pair(self) -> float:
         """Arithmetic that is done for each pair, loops counted by their extent."""

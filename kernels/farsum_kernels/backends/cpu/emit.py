@@ -150,6 +150,10 @@ class Emitter:
         self._frames[-1].values[key] = made
         return made
 
+    def know(self, n: int, u: int, q: int, value: Value) -> None:
+        """Value n is at hand already, in the frame that is open."""
+        self._frames[-1].values[self._key(n, u, q)] = value
+
     @cached_property
     def _products(self) -> dict[int, int]:
         """The sums that take a product along in one rounding, and which of their operands it is.
