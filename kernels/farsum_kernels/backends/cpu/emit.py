@@ -238,7 +238,12 @@ class Emitter:
         place = self.fn.let(f"mul i64 {self._index(k)}, {self.rows}")
         place = self.fn.let(f"add i64 {place}, {u}")
         pointer = self.fn.let(f"getelementptr {self.shape.f}, ptr {self.tiles[slot]}, i64 {place}")
-        return Value(self.fn.let(f"load {self.shape.f}, ptr {pointer}, align 64"), "f")
+        return Value(
+            self.fn.let(
+                f"load {self.shape.f}, ptr {pointer}, align {self.shape.lanes * self.shape.bits // 8}"
+            ),
+            "f",
+        )
 
     def _load_column(self, slot: int, k: Affine, q: int) -> Value:
         pointer = self.fn.let(

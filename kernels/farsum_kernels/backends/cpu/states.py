@@ -88,10 +88,14 @@ class State:
         return self.fn.let(f"getelementptr {kind}, ptr {region}, i64 {at}")
 
     def _read(self, region: str, place: str, u: int, kind: str) -> str:
-        return self.fn.let(f"load {kind}, ptr {self._slot(region, place, u, kind)}, align 64")
+        return self.fn.let(
+            f"load {kind}, ptr {self._slot(region, place, u, kind)}, align {self.kernel.vector_bytes}"
+        )
 
     def _write(self, region: str, place: str, u: int, kind: str, value: str, how: str = "") -> None:
-        self.fn.do(f"store {how}{kind} {value}, ptr {self._slot(region, place, u, kind)}, align 64")
+        self.fn.do(
+            f"store {how}{kind} {value}, ptr {self._slot(region, place, u, kind)}, align {self.kernel.vector_bytes}"
+        )
 
     def _fill(self, regions: Sequence[str], vec: Vec, values: Sequence[Value]) -> None:
         """Set every vector of the regions to the identity."""
