@@ -39,8 +39,11 @@ class Tape:
         self._count += 1
         return f"{stem}{self._count}"
 
-    def input(self, array: Any, stem: str = "input") -> Recorded:
-        """An array that is here, as an input: two axes, or one for one row. The same array is one input."""
+    def input(self, array: Any, stem: str = "input", rows: bool = True) -> Recorded:
+        """An array that is here, as an input. The same array is one input.
+
+        rows   an array of one axis is one row
+        """
         if isinstance(array, Recorded):
             return array
         given = array if isinstance(array, Handle) else np.asarray(array)
@@ -50,7 +53,7 @@ class Tape:
             raise DtypeError(
                 f"an array of shape {given.shape} has dtype {given.dtype}; a program records {', '.join(VALUE_DTYPES)}"
             )
-        if given.ndim < 2:
+        if given.ndim < 2 and rows:
             given = given.reshape(1, -1)
         key = _key(given)
         if key not in self._known:
@@ -129,7 +132,8 @@ def record_step(
     for place, array in arrays.items():
         if place in RANGES and isinstance(array, Recorded):
             raise FormulaError("ranges are arrays that are here when a program is recorded")
-        arguments.append((place, tape.input(array).materialised().name))
+        held = tape.input(array, rows=place not in RANGES)
+        arguments.append((place, held.materialised().name))
     return tape.step(spec, arguments, method, made)
 
 

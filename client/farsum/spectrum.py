@@ -41,7 +41,8 @@ def eigsh(
     place = reduced.frame.inputs.index(reduced.slots[0])
     rule = Eigen(place, int(k), which, tolerance, int(cap))
     values, vectors = found(reduced.computation, arrays, dtype, rule, reduced.ranges, deadline_s)
-    return values[:, 0], vectors
+    # In a program arrays keep two axes.
+    return values[:, 0] if isinstance(values, np.ndarray) else values, vectors
 
 
 def _points(lazy: Any) -> int:

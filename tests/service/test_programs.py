@@ -115,7 +115,7 @@ def test_client_killed_in_the_middle_of_a_loop(server: Server) -> None:
 def test_server_killed_in_the_middle_of_a_loop() -> None:
     """The client asks the server that takes its place, which begins anew and gives the same answer."""
     program, arrays = power_iteration(4000, 60, "float32"), power_arrays(4000, "float32")
-    with running() as first, engine_on(first) as engine:
+    with running() as first, engine_on(first, away_s=30.0) as engine:
         prepared = engine.prepare(program)
         want = prepared.run(arrays).values
         seen = threading.Event()
@@ -126,8 +126,17 @@ def test_server_killed_in_the_middle_of_a_loop() -> None:
         with running("--port", first.address.rpartition(":")[2]):
             for got, wanted in zip(future.result(60).values, want, strict=True):
                 assert_array_equal(got, wanted)
-        with pytest.raises(ServerUnreachable):
-            prepared.run(arrays)
+
+
+def test_server_killed_in_the_middle_of_a_loop_for_good() -> None:
+    program, arrays = endless()
+    with running() as first, engine_on(first) as engine:
+        seen = threading.Event()
+        future = engine.prepare(program).submit(arrays, Options(progress=lambda share: seen.set()))
+        assert seen.wait(30)
+        first.process.kill()
+        with pytest.raises(ServerUnreachable, match="farsum serve"):
+            future.result(30)
 
 
 def test_worker_killed_in_the_middle_of_a_loop() -> None:
