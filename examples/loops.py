@@ -43,7 +43,7 @@ def sinkhorn(x: Any, y: Any, blur: float, rounds: int) -> Any:
 
 
 def optimal_transport(blur: float = 0.05, rounds: int = 100) -> None:
-    x, y = RNG.random((400, 2)), RNG.random((300, 2)) + [0.5, 0.0]
+    x, y = RNG.random((400, 2)), RNG.random((300, 2)) + np.array([0.5, 0.0])
     found = sinkhorn(x, y, blur, rounds)
 
     cost = ((x[:, None] - y) ** 2).sum(-1) / 2

@@ -260,7 +260,7 @@ def nested(a: Any) -> Any:
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: farsum.program(lambda a: a if a else a)(POINTS), FormulaError, "asked for while the program is recorded"),
+        (lambda: farsum.program(lambda a: a + 1 if a else a)(POINTS), FormulaError, "asked for while the program is recorded"),
         (lambda: farsum.program(lambda a: a * float(a.max()))(POINTS), FormulaError, "asked for"),
         (lambda: farsum.program(lambda a: a[0])(POINTS), FormulaError, "asked for"),
         (lambda: farsum.program(lambda a: list(a))(POINTS), FormulaError, "asked for"),
