@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from farsum_kernels.backends.cpu import culling, native
 from farsum_kernels.backends.cpu.addresses import address, table_of
 from farsum_kernels.backends.cpu.skeleton import Stored, Text, kernel_text
-from farsum_kernels.backends.cpu.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
+from farsum_kernels.backends.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
 from farsum_kernels.backends.cpu.threads import POOL, scratch
 from farsum_kernels.backends.cpu.vector import LLVM
 from farsum_kernels.backends.reference import finish_state, merge_lists, merge_states, picked_states
