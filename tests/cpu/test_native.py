@@ -64,7 +64,7 @@ def test_a_folder_that_others_can_enter_is_refused(cache: Path, caplog: pytest.L
 
 
 def test_the_oldest_entries_go_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_CACHE_BYTES", 1)
+    monkeypatch.setattr(cache, "MAX_BYTES", 1)
     _run()
     assert list(cache.iterdir()) == []
 
