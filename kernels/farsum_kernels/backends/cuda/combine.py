@@ -14,6 +14,7 @@ from farsum_kernels.backends.cuda.emit import TYPES, run_rule
 from farsum_kernels.backends.cuda.layout import MAX_LIST_SPLITS, Layout
 from farsum_kernels.backends.cuda.text import Source, Value, literal
 from farsum_kernels.formula.reductions import Kind
+from farsum_kernels.scalar.ir import Val
 
 if TYPE_CHECKING:
     from farsum_kernels.backends.cuda.states import State
@@ -44,7 +45,7 @@ def combine_text(states: Sequence[State], element: str, layout: Layout) -> str:
         output = 0
         for state in states:
             with src.block(""):
-                (_lists if state.listed else _merged)(src, state, output, element)
+                (_lists if state.listed else _merged)(src, state, output)
             output += len(state.rule.outputs)
     return src.text()
 
@@ -58,18 +59,16 @@ def _wide(state: State) -> list[str]:
     return ["i" if kind is Kind.INDEX else "f" for kind in state.kinds]
 
 
-def _merged(src: Source, state: State, output: int, element: str) -> None:
+def _merged(src: Source, state: State, output: int) -> None:
     kinds, count = _wide(state), len(state.kinds)
     names = [src.name("s") for _ in kinds]
-    for name, kind, value in zip(names, kinds, state.identity, strict=True):
-        src.do(f"{_type(kind)} {name} = {'0' if kind == 'i' else literal(value, 'double')};")
+    for name, kind, start in zip(names, kinds, state.identity, strict=True):
+        src.do(f"{_type(kind)} {name} = {'0' if kind == 'i' else literal(start, 'double')};")
     own = [Value(name, kind) for name, kind in zip(names, kinds, strict=True)]
 
     def merge(others: Sequence[str]) -> None:
         args = [*own, *(Value(t, k) for t, k in zip(others, kinds, strict=True))]
-        new = run_rule(
-            src, "double", args, lambda a: state.rule.merge(tuple(a[:count]), tuple(a[count:]))
-        )
+        new = run_rule(src, "double", args, lambda a: state.rule.merge(tuple(a[:count]), tuple(a[count:])))
         src.do(*(f"{v.text} = {x.text};" for v, x in zip(own, new, strict=True)))
 
     with src.block(f"if ({_limit(state)})"), src.block("for (int part = first; part < end; ++part)"):
@@ -95,7 +94,7 @@ def _merged(src: Source, state: State, output: int, element: str) -> None:
     with src.block(f"if (lane == 0 && here && {_limit(state)})"):
         groups: list[int] = []
 
-        def finish(args: list) -> list:  # type: ignore[type-arg]
+        def finish(args: list[Val]) -> Sequence[Val]:
             found = state.rule.finish(tuple(args))
             groups.extend(len(g) for g in found)
             return [v for g in found for v in g]
@@ -109,7 +108,7 @@ def _merged(src: Source, state: State, output: int, element: str) -> None:
                 src.do(f"fs_store(out{output + group}, row * {width} + {column}, {value.text});")
 
 
-def _lists(src: Source, state: State, output: int, element: str) -> None:
+def _lists(src: Source, state: State, output: int) -> None:
     """Merge the ordered lists of the parts: the best of their heads, K times; of equal ones the smallest index."""
     k, dim = state.listed, state.dim
     total = state.terms.dim

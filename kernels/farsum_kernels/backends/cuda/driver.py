@@ -28,7 +28,9 @@ Array = NDArray[Any]
 
 LANES = 128  # multiply-adds of one processor in one cycle
 STATE_SHARE = 4  # states of a job take at most this part of the device's memory
-MAX_MODULES = 512  # loaded at once: CuPy remembers every module, so past this all are dropped and loaded on demand
+MAX_MODULES = (
+    512  # loaded at once: CuPy remembers every module, so past this all are dropped and loaded on demand
+)
 
 _INSUFFICIENT_DRIVER, _NO_DEVICE, _MEMORY = 35, 100, 2
 
@@ -205,5 +207,3 @@ class CudaDriver:
         """Until the device has come to a mark. Raises what went wrong before it."""
         with self._translated():
             mark.synchronize()
-
-

@@ -18,7 +18,22 @@ from farsum_kernels.backends.cuda.tables import CUDA, RULES
 from farsum_kernels.backends.cuda.text import LARGEST, Source, Value, literal
 from farsum_kernels.backends.fusion import fused_products
 from farsum_kernels.formula.lower import Program
-from farsum_kernels.scalar.ir import MASKS, Affine, Block, Fold, I, Instr, J, Loop, Part, Prim, Scope, Val, fold, number
+from farsum_kernels.scalar.ir import (
+    MASKS,
+    Affine,
+    Block,
+    Fold,
+    I,
+    Instr,
+    J,
+    Loop,
+    Part,
+    Prim,
+    Scope,
+    Val,
+    fold,
+    number,
+)
 
 PAIR: Scope = frozenset({I, J})
 
@@ -32,7 +47,8 @@ def run_rule(
 
     def leaf(instr: Instr) -> Value:
         if instr.prim is Prim.ARG:
-            return args[instr.imm]
+            place: int = instr.imm
+            return args[place]
         return Value(literal(number(instr.imm, LARGEST[scalar]), scalar), "f")
 
     def named(prim: Prim) -> Callable[..., Value]:

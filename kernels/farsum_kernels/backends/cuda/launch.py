@@ -11,13 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum_kernels.backends.cuda.layout import UNROLL, Gpu, choose, layouts_for, plan_for
+from farsum_kernels.backends.cuda.layout import UNROLL, Gpu, Layout, choose, layouts_for, plan_for
 from farsum_kernels.backends.cuda.skeleton import Text, kernel_text
 from farsum_kernels.backends.cuda.tables import CUDA
 from farsum_kernels.backends.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.lower import Program, Want, lower
-from farsum_kernels.formula.reductions import Kind
 from farsum_kernels.formula.rewrite import simplified
 from farsum_kernels.job import COMPUTED_IN, RANGES, Extent, Spec, output_dtypes, output_shapes
 from farsum_kernels.plan import SLICE_S, Plan
@@ -94,9 +93,7 @@ class Kernel:
     def variant(self, place: int) -> Variant:
         """The kernel for one of the layouts, compiled now if it is new."""
         if place not in self._variants:
-            text = kernel_text(
-                self.program, self.parts, self.spec.dtype, self.computed, self.layouts[place]
-            )
+            text = kernel_text(self.program, self.parts, self.spec.dtype, self.computed, self.layouts[place])
             if len(text.source) > MAX_SOURCE_BYTES:
                 raise FormulaTooLarge(
                     f"the formula is {len(text.source)} bytes of CUDA C++; at most {MAX_SOURCE_BYTES} are allowed"
@@ -104,7 +101,7 @@ class Kernel:
             self._variants[place] = Variant(self, place, text)
         return self._variants[place]
 
-    def check_sizes(self, extent: Extent) -> None:
+    def check_indices(self, extent: Extent) -> None:
         """Raise FormulaTooLarge when rows cannot be counted in the integers or the dtype of the arithmetic."""
         if max(extent.m, extent.n) > MAX_INT32:
             raise FormulaTooLarge(
@@ -119,7 +116,7 @@ class Kernel:
     def variant_for(self, over_j: Extent) -> Variant:
         return self.variant(choose(self.layouts, over_j.m))
 
-    def plan(self, extent: Extent) -> Plan:
+    def plan(self, extent: Extent) -> Plan[Layout]:
         """How a job of these sizes would be cut up."""
         over_j = reduced_over_j(self.spec, extent)
         return self.variant_for(over_j).plan(over_j)
@@ -149,7 +146,7 @@ class Variant:
         """Bytes of all states of one row."""
         return sum(np.dtype(s.dtype).itemsize * s.repeat for s in self.text.states)
 
-    def plan(self, over_j: Extent) -> Plan:
+    def plan(self, over_j: Extent) -> Plan[Layout]:
         return plan_for(
             self.layout,
             over_j,
@@ -189,7 +186,7 @@ class Ground:
     def __init__(
         self,
         kernel: Kernel,
-        plan: Plan,
+        plan: Plan[Layout],
         shapes: tuple[tuple[int, ...], ...],
         over_j: Extent,
         tasks: Array,
@@ -218,7 +215,7 @@ class Launch:
     """One job: its arrays, its slices, its states."""
 
     def __init__(self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> None:
-        kernel.check_sizes(extent)
+        kernel.check_indices(extent)
         self._kernel, self._extent = kernel, extent
         self._over_j = over_j = reduced_over_j(kernel.spec, extent)
         self._variant = variant = kernel.variant_for(over_j)
@@ -233,9 +230,7 @@ class Launch:
         driver = kernel.driver
         self._inputs = [driver.upload(a) for a in held]
         rows = self._ground.parts * self._ground.all_rows
-        self._states = [
-            driver.empty(rows * s.repeat, s.dtype) for s in variant.text.states
-        ]
+        self._states = [driver.empty(rows * s.repeat, s.dtype) for s in variant.text.states]
         self._done = 0
         self._ahead: deque[tuple[int, Any]] = deque()
         self._finished = 0
@@ -291,8 +286,18 @@ class Launch:
         listed = any(part.rule.listed for part in self._kernel.parts)
         lanes = 1 if listed or ground.parts < 8 else min(32, ground.parts // 4)
         columns = COMBINE_THREADS // 32 if lanes > 4 else COMBINE_THREADS
-        shared = max((len(p.rule.state(t.dim if not t.loop else 1, len(t.weight))) for p, t in zip(
-            self._kernel.parts, self._kernel.program.terms, strict=True)), default=1) * 8 * columns * lanes
+        shared = (
+            max(
+                (
+                    len(p.rule.state(t.dim if not t.loop else 1, len(t.weight)))
+                    for p, t in zip(self._kernel.parts, self._kernel.program.terms, strict=True)
+                ),
+                default=1,
+            )
+            * 8
+            * columns
+            * lanes
+        )
         args = [
             *self._states, *outputs, ground.places, np.int64(rows), np.int64(self._over_j.m),
             np.int64(ground.per_batch), np.int64(ground.all_rows), np.int32(ground.parts),

@@ -91,9 +91,7 @@ def layouts_for(program: Program, parts: Sequence[Part], itemsize: int) -> tuple
     chunk = CHUNK if any(t.loop for t in program.terms) and not listed else 1
     columns = 1 if len(program.code) > LONG else 2 if listed or chunk > 1 else 4
     sides = ((128, 1, rows), (32, 4, rows), (32, 4, max(1, rows // 4)))
-    return tuple(
-        dict.fromkeys(Layout(i, j, r, columns, 1, columns, TILE, 0, chunk) for i, j, r in sides)
-    )
+    return tuple(dict.fromkeys(Layout(i, j, r, columns, 1, columns, TILE, 0, chunk) for i, j, r in sides))
 
 
 def paneled(program: Program) -> bool:
@@ -116,9 +114,7 @@ def paneled(program: Program) -> bool:
 def _rows(program: Program, parts: Sequence[Part], itemsize: int) -> int:
     """Rows per thread: as many as registers allow, since each takes a column that was loaded once."""
     inputs = sum(v.params[1] for v in program.slots if v.params[1] <= UNROLL and v.params[2] == 0)
-    held = max(
-        _registers(part.rule, part.k, terms) for part, terms in zip(parts, program.terms, strict=True)
-    )
+    held = max(_registers(part.rule, part.k, terms) for part, terms in zip(parts, program.terms, strict=True))
     words = itemsize // 4 * (inputs + held)
     if len(program.code) > LONG:
         return 1
@@ -145,8 +141,15 @@ def choose(layouts: Sequence[Layout], rows: int) -> int:
 
 
 def plan_for(
-    layout: Layout, extent: Extent, work_per_pair: float, gpu: Gpu, *, listed: bool, state_bytes: int, chunks: int
-) -> Plan:
+    layout: Layout,
+    extent: Extent,
+    work_per_pair: float,
+    gpu: Gpu,
+    *,
+    listed: bool,
+    state_bytes: int,
+    chunks: int,
+) -> Plan[Layout]:
     """Cut a job into tasks, splits of the columns and slices of time; a task is one block of threads."""
     batches, row_tiles = prod(extent.batch), ceil(extent.m / layout.task_rows)
     blocks = max(1, row_tiles * batches * chunks)

@@ -12,7 +12,9 @@ from farsum_kernels.backends import cache
 from farsum_kernels.errors import CompilerMissing, FormulaTooExpensive, InternalError
 
 FLAGS = ("-std=c++17", "-ftz=true", "--ptxas-options=-v")
-EXTRAS = "install it with the CUDA libraries of your driver: pip install 'farsum[cuda13]', or 'farsum[cuda12]'"
+EXTRAS = (
+    "install it with the CUDA libraries of your driver: pip install 'farsum[cuda13]', or 'farsum[cuda12]'"
+)
 
 
 @once

@@ -65,7 +65,9 @@ def kernel_text(program: Program, parts: Sequence[Part], dtype: str, computed: s
     prelude = [files(__package__).joinpath(name).read_text() for name in ("prelude.cuh", "numbers.cuh")]
     dtypes = {"float": "float32", "double": "float64", "long long": "int64"}
     states = tuple(
-        Stored(dtypes[t], s.repeat, x) for s in kernel.states for t, x in zip(s.stored, s.identity, strict=True)
+        Stored(dtypes[t], s.repeat, x)
+        for s in kernel.states
+        for t, x in zip(s.stored, s.identity, strict=True)
     )
     return Text(
         "\n".join([*prelude, kernel.src.text(), combine]),
@@ -87,7 +89,9 @@ class Skeleton(Emitter):
         for place, (part, terms) in enumerate(zip(parts, program.terms, strict=True)):
             first = sum(len(s.kinds) for s in self.states)
             self.states.append(State(self, part, terms, place, first))
-        self._long_words = {n: w for w, n in enumerate(n for own in self.long_values(J).values() for n in own)}
+        self._long_words = {
+            n: w for w, n in enumerate(n for own in self.long_values(J).values() for n in own)
+        }
         self._long_rows: dict[int, str] = {}
 
     @property
@@ -146,7 +150,7 @@ class Skeleton(Emitter):
 
     def _task(self) -> None:
         src, layout = self.src, self.layout
-        run_i, run_j = layout.row_run, layout.column_run
+        run_i = layout.row_run
         src.do(
             "const long long task_number = first_task + blockIdx.x;",
             "const long long* const task = tasks + task_number * 5;",
@@ -213,9 +217,7 @@ class Skeleton(Emitter):
         src = self.src
         src.do("__syncthreads();")
         with (
-            src.block(
-                f"for (int q = threadIdx.x; q < {self.layout.tile}; q += {self.layout.threads})"
-            ),
+            src.block(f"for (int q = threadIdx.x; q < {self.layout.tile}; q += {self.layout.threads})"),
             self.frame(),
         ):
             src.do("const int j = tile_first + fs_lesser(q, count - 1);")

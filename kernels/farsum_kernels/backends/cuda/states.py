@@ -38,7 +38,9 @@ class State:
         self.chunk = kernel.layout.chunk if terms.loop else 1
         self.repeat = (terms.dim if terms.loop else 1) * (self.listed or 1)
         imms = self.rule.identity(self.dim, len(terms.weight))
-        self.identity = tuple(number(x if isinstance(x, str) else repr(x), LARGEST[self.scalar]) for x in imms)
+        self.identity = tuple(
+            number(x if isinstance(x, str) else repr(x), LARGEST[self.scalar]) for x in imms
+        )
         self.stored = tuple(STORED.get(kind, self.scalar) for kind in self.kinds)
         self._names = [f"s{place}_{c}" for c in range(len(self.kinds))]
         self._highs = [f"h{place}_{c}" for c in range(len(self.kinds))]
@@ -80,7 +82,9 @@ class State:
         for c, kind in enumerate(self.kinds):
             self.src.do(f"{self._type(kind)} {self._names[c]}{self._shape};")
             if self.compensated:
-                self.src.do(f"{self._type(kind)} {self._highs[c]}{self._shape}, {self._lows[c]}{self._shape};")
+                self.src.do(
+                    f"{self._type(kind)} {self._highs[c]}{self._shape}, {self._lows[c]}{self._shape};"
+                )
         with self.kernel.nest(*self._each()):
             for c in range(len(self.kinds)):
                 self.src.do(f"{self._names[c]}{self._at} = {self._fresh(c)};")
@@ -115,9 +119,12 @@ class State:
             columns = [str(c) for c in range(self.kernel.layout.columns)]
             with self.src.block("if (whole)"):
                 self._enter(columns)
-            with self.src.block("else"), self.src.loop("c", len(columns)):
-                with self.src.block(f"if ({self.kernel.inside('c')})"):
-                    self._enter(["c"])
+            with (
+                self.src.block("else"),
+                self.src.loop("c", len(columns)),
+                self.src.block(f"if ({self.kernel.inside('c')})"),
+            ):
+                self._enter(["c"])
 
     def _enter(self, columns: Sequence[str]) -> None:
         terms = [[Value(f"{t}[r][{c}]", "f") for t in self._terms] for c in columns]
@@ -229,7 +236,8 @@ class State:
         """Insert terms into the ordered lists of row r, where they are good enough."""
         for m in range(self.dim):
             worst = [
-                Value(self._slot(c, str(self.listed - 1)), self._kind(self.kinds[c])) for c in (m, self.dim + m)
+                Value(self._slot(c, str(self.listed - 1)), self._kind(self.kinds[c]))
+                for c in (m, self.dim + m)
             ]
             own = [[t[m]] for t in terms]
             with self.src.block(f"if ({self._passes(worst, own)})"):
