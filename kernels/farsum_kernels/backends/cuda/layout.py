@@ -52,6 +52,7 @@ class Layout:
     tile                   columns staged in shared memory, and of a partial sum in the data dtype
     panel                  components of long vectors staged at once; 0 if there are none
     chunk                  components of a long F that one block computes
+    resident               blocks that a processor is to hold at once, which bounds registers; 0 leaves it to the compiler
     """
 
     threads_i: int
@@ -63,6 +64,7 @@ class Layout:
     tile: int
     panel: int = 0
     chunk: int = 1
+    resident: int = 0
 
     @property
     def threads(self) -> int:
@@ -81,17 +83,31 @@ class Layout:
 def layouts_for(program: Program, parts: Sequence[Part], itemsize: int) -> tuple[Layout, ...]:
     """The layouts that a job may be run with: the widest first, then those for fewer rows."""
     listed = any(p.rule.listed for p in parts)
-    if paneled(program):
-        run = 16 // itemsize
-        side = 1 if listed else (4 if itemsize == 8 or any(t.loop for t in program.terms) else 8)
-        run = min(run, side)
-        chunk = CHUNK if any(t.loop for t in program.terms) and not listed else 1
-        return (Layout(16, 16, side, side, run, run, 16 * max(side, 4), PANEL, chunk),)
-    rows = _rows(program, parts, itemsize)
     chunk = CHUNK if any(t.loop for t in program.terms) and not listed else 1
+    if paneled(program):
+        rows, columns = _panel_side(parts, itemsize, chunk)
+        run = 16 // itemsize
+        run_i, run_j = min(run, rows), min(run, columns)
+        return (
+            Layout(
+                16, 16, rows, columns, run_i, run_j, 16 * max(columns, 4), PANEL, chunk, 1 if chunk > 1 else 2
+            ),
+        )
+    rows = _rows(program, parts, itemsize)
     columns = 1 if len(program.code) > LONG else 2 if listed or chunk > 1 else 4
     sides = ((128, 1, rows), (32, 4, rows), (32, 4, max(1, rows // 4)))
-    return tuple(dict.fromkeys(Layout(i, j, r, columns, 1, columns, TILE, 0, chunk) for i, j, r in sides))
+    return tuple(
+        dict.fromkeys(
+            Layout(i, j, r, columns, 1, columns, TILE, 0, chunk, int(chunk > 1)) for i, j, r in sides
+        )
+    )
+
+
+def _panel_side(parts: Sequence[Part], itemsize: int, chunk: int) -> tuple[int, int]:
+    """Rows and columns of a thread that keeps an accumulator for each pair; with 64 of them too few threads fit."""
+    if any(part.rule.listed for part in parts):
+        return (2, 4) if all(part.k <= IN_REGISTERS for part in parts) else (4, 4)
+    return (4, 4) if itemsize == 8 or chunk > 1 else (8, 4)
 
 
 def paneled(program: Program) -> bool:

@@ -53,7 +53,8 @@ def compile(source: str, arch: int) -> tuple[bytes, dict[str, Usage]]:
     program = nvrtc.createProgram(source, "kernel.cu", [], [])
     try:
         nvrtc.compileProgram(program, [f"--gpu-architecture=sm_{arch}", *FLAGS])
-        return bytes(nvrtc.getCUBIN(program)), usage(nvrtc.getProgramLog(program))
+        # NOTE: CuPy's binding takes the last byte for the end of a text and drops it; in a file it is missed.
+        return bytes(nvrtc.getCUBIN(program)) + b"\0", usage(nvrtc.getProgramLog(program))
     except nvrtc.NVRTCError as error:
         log = nvrtc.getProgramLog(program)
         if "gpu-architecture" in log or "ARCHITECTURE" in str(error):

@@ -137,7 +137,8 @@ class Skeleton(Emitter):
             )
             if p
         )
-        head = f'extern "C" __global__ void __launch_bounds__({layout.threads}) reduce({parameters})'
+        bounds = f"{layout.threads}, {layout.resident}" if layout.resident else f"{layout.threads}"
+        head = f'extern "C" __global__ void __launch_bounds__({bounds}) reduce({parameters})'
         with self.src.block(head):
             self.src.do(f"__shared__ __align__(16) {scalar} tile[{self._tile_words}];")
             for place, words in self.panel_words.items():
@@ -246,8 +247,13 @@ class Skeleton(Emitter):
                 self._pairs(short)
             for loop in dict.fromkeys(s.terms.loop for s in self.states if s.terms.loop):
                 self._long_pairs(loop, [s for s in self.states if s.terms.loop == loop])
-        src.do("int base = 0;")
         step = layout.block_columns
+        if layout.panel:
+            # Long work per pair: one text for whole and cut blocks costs a hundredth and saves registers.
+            with src.block(f"for (int base = 0; base < count; base += {step})"):
+                src.do(f"block(base, base + {step} <= count);")
+            return
+        src.do("int base = 0;")
         with src.block(f"for (; base + {step} <= count; base += {step})"):
             src.do("block(base, fs_yes());")
         src.do("if (base < count) block(base, fs_no());")
