@@ -151,7 +151,7 @@ def test_trap_says_where() -> None:
 
 
 def test_a_stack_that_is_too_small() -> None:
-    with pytest.raises(EmulationError, match="more than 256 KB of stack|stack-overflow"):
+    with pytest.raises(EmulationError, match=r"more than 256 KB of stack|stack-overflow"):
         launch(compile(BARRIERS), "deep", (1,), (4,), 0, (np.zeros(4, np.float32),), "reverse")
 
 
