@@ -8,20 +8,23 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "connect", "disconnect", "errors", "ping", "show_progress"]
+__all__ = [
+    "__version__", "connect", "disconnect", "drop", "errors", "get", "ping", "put", "show_progress",
+]  # fmt: skip
 
 
-def connect(target: str) -> Any:
+def connect(target: str, away_s: float = 20.0) -> Any:
     """Send all further work to a server; gives the engine, which can be closed or used in a `with`.
 
     target   "grpc://localhost:50051" or "unix:///run/farsum.sock"; other hosts are reached through an
              SSH tunnel to their loopback address
+    away_s   how long a server that goes away later is waited for, in seconds: a restart is not noticed
 
     Raises ServerUnreachable when nobody answers there, ProtocolMismatch when versions do not fit.
     """
     from farsum import target as module
 
-    return module.connect(target)
+    return module.connect(target, away_s=away_s)
 
 
 def disconnect() -> None:
@@ -36,6 +39,51 @@ def ping(target: str | None = None) -> dict[str, Any]:
     from farsum import target as module
 
     return module.ping(target)
+
+
+def put(x: Any) -> Any:
+    """A handle to a copy of an array, which goes to the server now, and once: use it wherever an array goes.
+
+    x   a NumPy array of float16, float32, float64, complex or int64 numbers; or a handle, which is then held
+        by the server that is connected now
+
+    The copy stays in this process too, so a server that restarts, or makes room, is sent it again without
+    your doing. Without a server the handle is used all the same.
+
+    Raises QuotaExceeded and StoreFull when the server has no room, DtypeError, ServerUnreachable.
+
+    >>> import numpy as np
+    >>> from farsum.numpy import Vi, Vj
+    >>> x, y = put(np.random.rand(5, 3)), put(np.random.rand(7, 3))
+    >>> kept = (-Vi(x).sqdist(Vj(y))).exp().sum(axis=1, keep=True)
+    >>> kept.shape, get(kept).shape
+    ((5, 1), (5, 1))
+    """
+    from farsum import handle
+
+    return handle.put(x)
+
+
+def get(handle: Any) -> Any:
+    """The array of a handle, a copy that may be changed.
+
+    Raises HandleGone for one that was dropped, and for a kept result that its server no longer has: it
+    expired, was evicted while you were not connected, or the server was restarted.
+    """
+    from farsum import handle as module
+
+    return module.get(handle)
+
+
+def drop(*handles: Any) -> None:
+    """Free the memory of handles, here and on the server. A handle that goes out of scope does so by itself.
+
+    Handles that show the same bytes (`reshape`, `view`) are dropped together. Other handles to equal arrays
+    are not.
+    """
+    from farsum import handle as module
+
+    module.drop(*handles)
 
 
 def show_progress(on: bool) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from farsum import progress
 from farsum.arrays import Array, as_ranges
-from farsum.target import prepared
+from farsum.handle import Handle, handle_of
+from farsum.target import prepared, remote
 from farsum_kernels.errors import DtypeError, EngineMissing, FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, node, variables
 from farsum_kernels.formula.reductions import Kind, reduction_named
@@ -119,11 +120,13 @@ class Computation:
         ranges: Sequence[Array] | None = None,
         out: Array | None = None,
         deadline_s: float | None = None,
+        keep: bool = False,
     ) -> Any:
         """The result, or the tuple of results, of these arrays, all of one dtype.
 
         names   what users call the inputs, for messages; with it the arrays are checked here
         out     receives the result and is returned
+        keep    leave the results where they are computed: they come as handles
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
@@ -137,11 +140,17 @@ class Computation:
             extent = check_arrays(spec, arrays, names)
             if out is not None:
                 _check_out(out, self.spec(dtype), extent)
-        options = progress.options(deadline_s)
+        if keep and out is not None:
+            raise OperandError(
+                "out receives a result, and keep leaves it where it is computed: give one of them"
+            )
+        options = progress.options(deadline_s, keep)
         try:
-            values = prepared(spec).run(arrays, options).values
+            values = prepared(spec).run(within_reach(arrays), options).values
         finally:
             progress.done(options)
+        if keep:
+            values = tuple(v if isinstance(v, Handle) else handle_of(v) for v in values)
         if wide:
             values = tuple(v.astype(dtype) for v in values)
         if out is not None:
@@ -169,6 +178,13 @@ def counting(root: Expr, weight: Expr | None, inputs: Iterable[Expr]) -> Expr:
             nothing = node("Mult", node("Zero", params=(1,)), node("Sum", variable))
             root = node("Add", root, nothing)
     return root
+
+
+def within_reach(arrays: Mapping[int, Any]) -> Mapping[int, Any]:
+    """The arrays as the engine takes them: a server takes handles, the engine in this process the numbers."""
+    if any([type(a) is Handle for a in arrays.values()]) and remote() is None:
+        return {n: a.here() if isinstance(a, Handle) else a for n, a in arrays.items()}
+    return arrays
 
 
 def _check_out(out: Any, spec: Spec, extent: Extent) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from farsum.arrays import Array, Input, as_reals, checked, complex_name, described
 from farsum.compute import computation
+from farsum.handle import Handle
 from farsum.lazy import Lazy, make, of_input
 from farsum.reductions import Reductions
 from farsum_kernels.errors import AxisError, DimensionError, FormulaError, OperandError, ShapeError
@@ -66,15 +67,17 @@ class Matrix(Reductions):
                 f"K @ v needs an array v, not a LazyTensor of shape {v.shape}: two lazy matrices have no lazy product; "
                 f"write K @ (L @ v) for an array v"
             )
-        if not isinstance(v, np.ndarray):
+        if not isinstance(v, np.ndarray | Handle):
             raise OperandError(f"K @ v needs a NumPy array v, not {described(v)}")
         if v.ndim == 0:
             raise ShapeError("K @ v needs a vector or a matrix, not a number; write K * v")
-        columns = checked(as_reals(v[:, None] if v.ndim == 1 else v), "the array v in K @ v")
+        columns = checked(as_reals(v.reshape(-1, 1) if v.ndim == 1 else v), "the array v in K @ v")
         held = Input(columns, J)
         leaf = of_input(held, v.dtype.kind == "c")
         found = (self * leaf)._reduce("Sum", 1, **options)
-        return found[..., 0] if v.ndim == 1 else found
+        if v.ndim == 1:
+            return found.reshape(found.shape[:-1]) if isinstance(found, Handle) else found[..., 0]
+        return found
 
     def solve(self, other: Any, var: Any = None, call: bool = True, **options: Any) -> Any:
         """The a with (alpha·Id + K) a = other, by conjugate gradients; K symmetric, positive definite.

@@ -17,12 +17,12 @@ _connected: RemoteEngine | None = None
 _embedded: Engine | None = None
 
 
-def connect(target: str) -> RemoteEngine:
+def connect(target: str, **options: float) -> RemoteEngine:
     """Open the target, check that somebody answers, and make it the default."""
     global _connected
     from farsum.remote import RemoteEngine
 
-    engine = RemoteEngine(target)
+    engine = RemoteEngine(target, **options)
     engine.ping()
     with _lock:
         old, _connected = _connected, engine
@@ -49,6 +49,11 @@ def engine() -> Engine:
     if target := os.environ.get("FARSUM_TARGET"):
         return connect(target)
     return embedded()
+
+
+def remote() -> RemoteEngine | None:
+    """The server that work goes to now; None for the engine in this process."""
+    return _connected if engine() is _connected else None
 
 
 def embedded() -> Engine:

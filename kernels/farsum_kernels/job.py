@@ -46,10 +46,13 @@ class Options:
 
     deadline_s   give up after so many seconds, None for never
     progress     called with the finished share, 0 to 1, from the thread that waits
+    keep         leave the results where they are computed. A server gives handles then; what is computed in
+                 this process is here anyway
     """
 
     deadline_s: float | None = None
     progress: Callable[[float], None] | None = None
+    keep: bool = False
 
 
 @dataclass(frozen=True)

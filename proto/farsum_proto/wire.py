@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -70,6 +71,10 @@ MAX_HEADER_BYTES = 4096
 # gRPC refuses metadata above 8 KiB, and the message of a status travels there, percent-encoded.
 MAX_ERROR_CHARS = 2000
 DIGEST_BYTES = 32
+# A token holds arrays on a server: the holder that a client named in its Hello, and a number of its own.
+HOLDER_BYTES = 8
+TOKEN_BYTES = 16
+CODECS = ("", "lz4", "zstd")
 
 M = TypeVar("M", bound=Message)
 
@@ -261,10 +266,20 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The header of an upload: which array follows, in a stream of how many bytes."""
+    """The header of an upload: which array follows, in a stream of how many bytes.
+
+    hold        a token that holds the array once it is there, or nothing
+    offset      the stream goes on from here; what is before came with an upload that was broken off
+    resumable   what comes is of use even if the stream breaks off
+    codec       what each chunk is compressed with, one of CODECS
+    """
 
     ref: ArrayRef
     stream_bytes: int
+    hold: bytes = b""
+    offset: int = 0
+    resumable: bool = False
+    codec: str = ""
 
 
 def _checked_face(dtype: str, dims: Iterable[int]) -> Face:
@@ -283,6 +298,12 @@ def _checked_face(dtype: str, dims: Iterable[int]) -> Face:
 def _check_digest(digest: bytes) -> None:
     if len(digest) != DIGEST_BYTES:
         raise WireError(f"a digest has {len(digest)} bytes; BLAKE3 digests have {DIGEST_BYTES}")
+
+
+def _check_token(token: bytes) -> bytes:
+    if token and len(token) != TOKEN_BYTES:
+        raise WireError(f"a token that holds an array has {TOKEN_BYTES} bytes, not {len(token)}")
+    return token
 
 
 def check_contents(form: Form, contents: tuple[Content, ...]) -> None:
@@ -309,8 +330,9 @@ def check_contents(form: Form, contents: tuple[Content, ...]) -> None:
 def encode_upload(upload: Upload) -> bytes:
     ref = upload.ref
     return pb.UploadHeader(
-        digest=ref.digest, dtype=ref.dtype, shape=ref.shape, stream_bytes=upload.stream_bytes
-    ).SerializeToString()
+        digest=ref.digest, dtype=ref.dtype, shape=ref.shape, stream_bytes=upload.stream_bytes,
+        hold=upload.hold, offset=upload.offset, resumable=upload.resumable, codec=upload.codec,
+    ).SerializeToString()  # fmt: skip
 
 
 def decode_upload(data: bytes) -> Upload:
@@ -324,7 +346,18 @@ def decode_upload(data: bytes) -> Upload:
             f"shape {ref.shape} of {ref.dtype} is {ref.nbytes} bytes, which a stream of "
             f"{message.stream_bytes} bytes does not carry"
         )
-    return Upload(ref, message.stream_bytes)
+    if message.offset >= message.stream_bytes:
+        raise WireError(f"an upload of {message.stream_bytes} bytes cannot go on from byte {message.offset}")
+    if message.codec not in CODECS:
+        raise WireError(f"chunks compressed with {message.codec!r:.40} are not understood; use lz4 or zstd")
+    return Upload(
+        ref,
+        message.stream_bytes,
+        _check_token(message.hold),
+        message.offset,
+        message.resumable,
+        message.codec,
+    )
 
 
 def encode_stored(stored_bytes: int) -> bytes:
@@ -335,12 +368,20 @@ def decode_stored(data: bytes) -> int:
     return _parse(pb.UploadReply(), data).stored_bytes
 
 
-def encode_download(ticket: bytes) -> bytes:
-    return pb.DownloadRequest(ticket=ticket).SerializeToString()
+def encode_download(what: bytes | ArrayRef) -> bytes:
+    """Asks for a result by its ticket, or for an array that is held there."""
+    if isinstance(what, bytes):
+        return pb.DownloadRequest(ticket=what).SerializeToString()
+    return pb.DownloadRequest(digest=what.digest, dtype=what.dtype, shape=what.shape).SerializeToString()
 
 
-def decode_download(data: bytes) -> bytes:
-    return _parse(pb.DownloadRequest(), data).ticket
+def decode_download(data: bytes) -> bytes | ArrayRef:
+    message = _parse(pb.DownloadRequest(), data)
+    if message.ticket:
+        return message.ticket
+    _check_digest(message.digest)
+    face = _checked_face(message.dtype, message.shape)
+    return ArrayRef(message.digest, face.dtype, face.shape)
 
 
 # ── jobs ──────────────────────────────────────────────────────────────────────────────────────────
@@ -355,17 +396,19 @@ class Request:
     deadline_s: float | None = None
     progress: bool = False
     outlook: bool = False
+    keep: bytes = b""  # a token: the results stay on the server, held by it
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One result array: its bytes, or the ticket that fetches a stream of so many bytes."""
+    """One result array: its bytes, or the ticket that fetches a stream of so many bytes, or its digest if it stays."""
 
     dtype: str
     shape: tuple[int, ...]
     inline: bytes | None
     ticket: bytes = b""
     stream_bytes: int = 0
+    kept: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,9 +421,15 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The server lacks these arrays."""
+    """The server lacks these arrays.
+
+    reasons    of each: what became of a kept result, in words, or nothing
+    received   of each: the bytes of its stream that an upload which was broken off has left there
+    """
 
     digests: tuple[bytes, ...]
+    reasons: tuple[str, ...] = ()
+    received: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +458,8 @@ def _fill(message: pb.ReduceRequest, request: Request) -> None:
         message.progress = True
     if request.outlook:
         message.outlook = True
+    if request.keep:
+        message.keep = request.keep
 
 
 def encode_request(request: Request) -> bytes:
@@ -429,7 +480,8 @@ def _request(message: pb.ReduceRequest) -> Request:
     contents = tuple(
         [Content(c.digest, c.inline if c.HasField("inline") else None) for c in message.contents]
     )
-    return Request(message.form, contents, deadline or None, message.progress, message.outlook)
+    keep = _check_token(message.keep)
+    return Request(message.form, contents, deadline or None, message.progress, message.outlook, keep)
 
 
 def decode_request(data: bytes) -> Request:
@@ -440,7 +492,9 @@ def decode_request(data: bytes) -> Request:
 
 def _outcome(reply: Reply) -> pb.ReduceReply:
     if isinstance(reply, Need):
-        return pb.ReduceReply(need=pb.Need(digests=reply.digests))
+        return pb.ReduceReply(
+            need=pb.Need(digests=reply.digests, reasons=reply.reasons, received=reply.received)
+        )
     if isinstance(reply, Outlook):
         return pb.ReduceReply(outlook=pb.Outlook(plan=reply.plan, missing=reply.missing))
     message = pb.ReduceReply()
@@ -449,6 +503,8 @@ def _outcome(reply: Reply) -> pb.ReduceReply:
         made = outputs.values.add(dtype=value.dtype, shape=value.shape)
         if value.inline is not None:
             made.inline = value.inline
+        elif value.kept:
+            made.kept = value.kept
         else:
             made.ticket, made.stream_bytes = value.ticket, value.stream_bytes
     outputs.plan = reply.plan
@@ -484,7 +540,11 @@ def _value(message: pb.Value) -> Value:
     if dtype not in ITEMSIZE or len(shape) > MAX_NDIM:
         raise WireError(f"a result of dtype {dtype!r:.40} and shape {shape} is not understood")
     nbytes = ArrayRef(b"", dtype, shape).nbytes
-    if message.WhichOneof("where") == "ticket":
+    where = message.WhichOneof("where")
+    if where == "kept":
+        _check_digest(message.kept)
+        return Value(dtype, shape, None, kept=message.kept)
+    if where == "ticket":
         if not 0 < message.stream_bytes - nbytes <= MAX_HEADER_BYTES:
             raise WireError(f"a result of {nbytes} bytes does not fit a stream of {message.stream_bytes}")
         return Value(dtype, shape, None, message.ticket, message.stream_bytes)
@@ -498,7 +558,8 @@ def _reply(message: pb.ReduceReply) -> Reply:
         case "outputs":
             return Outputs(tuple(map(_value, message.outputs.values)), message.outputs.plan)
         case "need":
-            return Need(tuple(message.need.digests))
+            need = message.need
+            return Need(tuple(need.digests), tuple(need.reasons), tuple(need.received))
         case "outlook":
             return Outlook(message.outlook.plan, tuple(message.outlook.missing))
     raise WireError("the reply is empty")
@@ -518,6 +579,7 @@ class Hello:
     oldest: int
     newest: int
     client: str
+    holder: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -530,6 +592,17 @@ class Welcome:
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """Stop the request with this message's id."""
+
+
+Claim = tuple[bytes, bytes]  # the digest of an array, and the token that holds it
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """Arrays to hold and arrays to let go."""
+
+    hold: tuple[Claim, ...] = ()
+    release: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -568,8 +641,10 @@ def _range(oldest: int, newest: int) -> str:
     return str(oldest) if oldest == newest else f"{oldest} to {newest}"
 
 
-def encode_hello(client: str, oldest: int = OLDEST_PROTOCOL, newest: int = NEWEST_PROTOCOL) -> bytes:
-    hello = pb.Hello(oldest_protocol=oldest, newest_protocol=newest, client=client)
+def encode_hello(
+    client: str, oldest: int = OLDEST_PROTOCOL, newest: int = NEWEST_PROTOCOL, holder: bytes = b""
+) -> bytes:
+    hello = pb.Hello(oldest_protocol=oldest, newest_protocol=newest, client=client, holder=holder)
     return pb.ClientMessage(hello=hello).SerializeToString()
 
 
@@ -583,6 +658,28 @@ def encode_cancel(id_: int) -> bytes:
     return pb.ClientMessage(id=id_, cancel=pb.Cancel()).SerializeToString()
 
 
+def encode_residency(id_: int, residency: Residency) -> bytes:
+    message = pb.ClientMessage(id=id_)
+    message.residency.SetInParent()
+    for claims, field in (
+        (residency.hold, message.residency.hold),
+        (residency.release, message.residency.release),
+    ):
+        for digest, token in claims:
+            field.add(digest=digest, token=token)
+    return message.SerializeToString()
+
+
+def _claims(message: Iterable[pb.Claim]) -> tuple[Claim, ...]:
+    claims = tuple([(claim.digest, claim.token) for claim in message])
+    for digest, token in claims:
+        _check_digest(digest)
+        if not token:
+            raise WireError("a claim without a token holds nothing")
+        _check_token(token)
+    return claims
+
+
 @dataclass(frozen=True, slots=True)
 class Refused:
     """A request that decodes as a message but not as a job: its sender, who has an id, is told why."""
@@ -590,7 +687,7 @@ class Refused:
     error: FarsumError
 
 
-def decode_client(data: bytes) -> tuple[int, Hello | Request | Cancel | Refused]:
+def decode_client(data: bytes) -> tuple[int, Hello | Request | Residency | Cancel | Refused]:
     """One message of a session. Raises only where nobody could be answered by id."""
     message = _parse(pb.ClientMessage(), data)
     match message.WhichOneof("body"):
@@ -599,11 +696,21 @@ def decode_client(data: bytes) -> tuple[int, Hello | Request | Cancel | Refused]
                 return message.id, _request(message.reduce)
             except FarsumError as error:
                 return message.id, Refused(error)
+        case "residency":
+            try:
+                found = message.residency
+                return message.id, Residency(_claims(found.hold), _claims(found.release))
+            except FarsumError as error:
+                return message.id, Refused(error)
         case "cancel":
             return message.id, Cancel()
         case "hello":
             hello = message.hello
-            return message.id, Hello(hello.oldest_protocol, hello.newest_protocol, hello.client[:100])
+            if len(hello.holder) not in (0, HOLDER_BYTES):
+                raise WireError(f"a holder has {HOLDER_BYTES} bytes, not {len(hello.holder)}")
+            return message.id, Hello(
+                hello.oldest_protocol, hello.newest_protocol, hello.client[:100], hello.holder
+            )
     raise WireError("the session message is empty")
 
 
@@ -737,13 +844,17 @@ def decode_info(data: bytes) -> Info:
 class Start:
     """`places` holds for each array its offset in the arena, or its bytes; `outputs` offsets, or nothing.
 
-    For an outlook there are no places: the answer is the plan alone.
+    digests   of the contents of the arrays, empty for tiny ones
+    outlook   there are no places: the answer is the plan alone
+    keep      answer with the digests of the results
     """
 
     form: bytes
     places: tuple[int | bytes, ...]
     outputs: tuple[int, ...]
     outlook: bool = False
+    digests: tuple[bytes, ...] = ()
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -772,6 +883,7 @@ class Finished:
 
     values: tuple[bytes, ...]
     plan: bytes
+    digests: tuple[bytes, ...] = ()
 
 
 def encode_action(job: int, action: Start | Step | Drop) -> bytes:
@@ -782,13 +894,18 @@ def encode_action(job: int, action: Start | Step | Drop) -> bytes:
             start.form = action.form
             if action.outlook:
                 start.outlook = True
+            if action.keep:
+                start.keep = True
             if action.outputs:
                 start.outputs.extend(action.outputs)
-            for place in action.places:
+            for place, digest in zip_longest(action.places, action.digests, fillvalue=b""):
+                made = start.places.add()
                 if isinstance(place, int):
-                    start.places.add().offset = place
+                    made.offset = place
                 else:
-                    start.places.add().inline = place
+                    made.inline = place
+                if digest:
+                    made.digest = digest
         case Step():
             message.step.SetInParent()
         case Drop():
@@ -802,7 +919,10 @@ def decode_action(data: bytes) -> tuple[int, Start | Step | Drop]:
         case "start":
             start = message.start
             places = tuple([p.offset if p.HasField("offset") else p.inline for p in start.places])
-            return message.job, Start(start.form, places, tuple(start.outputs), start.outlook)
+            digests = tuple([p.digest for p in start.places])
+            return message.job, Start(
+                start.form, places, tuple(start.outputs), start.outlook, digests, start.keep
+            )
         case "step":
             return message.job, Step()
         case "drop":
@@ -818,9 +938,10 @@ def encode_event(job: int, event: Ready | Progressed | Finished | Failure) -> by
             ready.name, ready.kind, ready.threads = device.name, device.kind, device.threads
         case Progressed(share):
             message.progressed.share = share
-        case Finished(values, plan):
+        case Finished(values, plan, digests):
             message.finished.values.extend(values)
             message.finished.plan = plan
+            message.finished.digests.extend(digests)
             message.finished.SetInParent()
         case Failure(error):
             message.failed.CopyFrom(_error(error))
@@ -833,7 +954,8 @@ def decode_event(data: bytes) -> tuple[int, Ready | Progressed | Finished | Fail
         case "progressed":
             return message.job, Progressed(message.progressed.share)
         case "finished":
-            return message.job, Finished(tuple(message.finished.values), message.finished.plan)
+            done = message.finished
+            return message.job, Finished(tuple(done.values), done.plan, tuple(done.digests))
         case "failed":
             return message.job, Failure(error_named(message.failed.name, message.failed.message))
         case "ready":

@@ -43,8 +43,17 @@ class Worker:
         own = {index: shape for index, shape in shapes.items() if index not in RANGES}
         return self.kernel(spec).plan(extent_of(spec, own)).describe()
 
-    def start(self, spec: Spec, arrays: Mapping[int, Array], outputs: Sequence[Array] | None = None) -> Run:
+    def start(
+        self,
+        spec: Spec,
+        arrays: Mapping[int, Array],
+        outputs: Sequence[Array] | None = None,
+        digests: Mapping[int, bytes] | None = None,
+    ) -> Run:
         """Bind a job. Its results are written into `outputs` when given, C-ordered arrays of the right shapes.
+
+        digests   of the contents of those arrays that have one, 32 bytes: what a device may keep copies by.
+                  Without effect here, where the arrays lie in memory that the CPU reads
 
         Raises ShapeError and DtypeError for arrays that do not fit.
         """

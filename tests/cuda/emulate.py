@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +43,6 @@ SANITIZERS = (
     "-fno-sanitize=object-size",  # the address sanitizer sees the same, and names the variable
     "-fno-sanitize-recover=all",
     "-fsanitize-sections=cuda_shared",  # else arrays in a section of their own get no red zones
-    "-DFARSUM_EMULATOR_MAIN",
 )
 REPORT = {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
@@ -87,21 +87,19 @@ def compile(source: str, sanitize: bool | None = None) -> Module:
     if gxx is None:
         raise CompilationError("the emulator needs g++ on x86-64 or aarch64")
     names = list(dict.fromkeys(KERNEL.findall(source)))
-    flags = (*FLAGS, *SANITIZERS) if sanitize else (*FLAGS, "-shared")
+    flags = (*FLAGS, *SANITIZERS) if sanitize else FLAGS
+    command = [gxx, *flags, "-I", str(HERE)]
+    # The scheduler, and under sanitizers the program around it, are compiled once for all modules.
+    runtime = [
+        _made([*command, "-c"], (HERE / name).read_text(), ["fibers.h"], ".o")
+        for name in ("fibers.cpp", *(["job.cpp"] if sanitize else []))
+    ]
     kernels = " ".join(f"EMULATOR_KERNEL({name})" for name in names)
-    text = "\n".join(
-        ('#include "emulator.h"', '#line 1 "kernel.cu"', DYNAMIC.sub(r"EMULATOR_DYNAMIC(\1, \2);", source))
-    )
-    text += f'\n#line 1 "kernels"\nEMULATOR_KERNELS({kernels})\n'
-    digest = hashlib.blake2b("\0".join((*flags, _machine(), text)).encode(), digest_size=20)
-    for header in HEADERS:
-        digest.update((HERE / header).read_bytes())
-    path = CACHE / f"{digest.hexdigest()}{'' if sanitize else '.so'}"
-    if path.exists():
-        os.utime(path)
-    else:
-        _build([gxx, *flags, "-I", str(HERE)], text, path)
-    return _load(path, names, sanitize)
+    text = DYNAMIC.sub(r"EMULATOR_DYNAMIC(\1, \2);", source)
+    text = f'#include "emulator.h"\n#line 1 "kernel.cu"\n{text}\n#line 1 "kernels"\nEMULATOR_KERNELS({kernels})\n'
+    if sanitize:
+        return _program(_made(command, text, HEADERS, "", runtime))
+    return _library(_made([*command, "-shared"], text, HEADERS, ".so", runtime), names)
 
 
 def launch(
@@ -180,7 +178,7 @@ def _call_library(library: ctypes.CDLL, kernel: str, how: bytes, values: list[An
 
 
 def _run_program(path: Path, kernel: str, how: bytes, values: list[Any]) -> None:
-    """One launch in a process of its own; the format of the job is in kernels.h."""
+    """One launch in a process of its own; the format of the job is in job.cpp."""
     job = bytearray(struct.pack("=3Q", len(kernel), len(how), len(values)) + kernel.encode() + how)
     seen: dict[tuple[int, int], int] = {}
     places: list[tuple[np.ndarray, int]] = []
@@ -209,12 +207,27 @@ def _run_program(path: Path, kernel: str, how: bytes, values: list[Any]) -> None
             array[...] = np.frombuffer(raw, array.dtype, array.size, start).reshape(array.shape)
 
 
-def _build(command: list[str], text: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+def _made(
+    command: Sequence[str], text: str, headers: Sequence[str], suffix: str, objects: Sequence[Path] = ()
+) -> Path:
+    """What the compiler makes of a text, from the cache where it lies there. Objects are known by their names, which are digests."""
+    words = (
+        *command,
+        *(str(o) for o in objects),
+        _machine(),
+        *((HERE / h).read_text() for h in headers),
+        text,
+    )
+    digest = hashlib.blake2b("\0".join(words).encode(), digest_size=20).hexdigest()
+    path = CACHE / f"{digest}{suffix}"
+    if path.exists():
+        os.utime(path)
+        return path
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         made = Path(folder) / path.name
         done = subprocess.run(
-            [*command, "-x", "c++", "-", "-o", made],
+            [*command, "-o", made, "-x", "c++", "-", "-x", "none", *objects],
             input=text,
             capture_output=True,
             text=True,
@@ -224,25 +237,27 @@ def _build(command: list[str], text: str, path: Path) -> None:
         if done.returncode:
             raise CompilationError(done.stderr)
         os.replace(made, path)
-    for old in path.parent.iterdir():
+    for old in CACHE.iterdir():
         with contextlib.suppress(OSError):  # another run may be removing the same
             if old.is_file() and old.stat().st_mtime < time.time() - KEEP_S:
                 old.unlink()
+    return path
 
 
-def _load(path: Path, names: list[str], sanitize: bool) -> Module:
-    if sanitize:
-        listed = subprocess.run(
-            [path], capture_output=True, text=True, check=True, env={**os.environ, **REPORT}
-        )
-        rows = (line.split(":") for line in listed.stdout.splitlines())
-        return Module(path, {name: tuple(kinds.split()) for name, kinds in rows}, None)
+def _program(path: Path) -> Module:
+    listed = subprocess.run([path], capture_output=True, text=True, check=True, env={**os.environ, **REPORT})
+    rows = (line.split(":") for line in listed.stdout.splitlines())
+    return Module(path, {name: tuple(kinds.split()) for name, kinds in rows}, None)
+
+
+def _library(path: Path, names: Sequence[str]) -> Module:
     library = ctypes.CDLL(str(path))
     library.emulator_parameters.restype = library.emulator_launch.restype = ctypes.c_char_p
     kinds = {name: tuple(library.emulator_parameters(name.encode()).decode().split()) for name in names}
     return Module(path, kinds, library)
 
 
+@cache
 def _machine() -> str:
     """What -march=native depends on, so that a cache shared by machines is no trap."""
     with contextlib.suppress(OSError):

@@ -5,6 +5,8 @@
 #define FARSUM_EMULATOR 1
 #include "fibers.h"
 #include <cmath>
+#include <cstdio>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -87,35 +89,24 @@ template <class T> static inline T atomicCAS(T* p, std::common_type_t<T> expecte
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}
 static inline long long clock64() { return 0; }
-static inline void __trap(int line = __builtin_LINE()) { emulator::fail(emulator::format("__trap() of line %d", line)); }
+static inline void __trap(int line = __builtin_LINE()) { emulator::fail("__trap() of line %d", line); }
 
 // ---- meetings ----
 
-static inline void __syncthreads(int line = __builtin_LINE()) {
-    emulator::self->at = "__syncthreads()";
-    emulator::self->line = line;
-    emulator::leave(emulator::AT_BARRIER);
-}
+static inline void __syncthreads(int line = __builtin_LINE()) { emulator::barrier("__syncthreads()", line); }
 
 namespace emulator {
-
-// Waits for the lanes of `mask`; then `perform` is run once for all of them, and finds each one's `data`.
-static void meet(const char* at, int line, unsigned mask, void* data, Perform perform) {
-    if (!(mask >> self->lane & 1)) fail(format("%s of line %d: lane %u is not in its own mask %08x", at, line, self->lane, mask));
-    self->at = at, self->line = line, self->mask = mask, self->data = data, self->perform = perform;
-    leave(AT_WARP);
-}
 
 template <class T> struct Shuffle { T value; unsigned from; T result; };
 
 // What a lane outside the mask holds is undefined: NaN, in every type.
 template <class T> static T shuffle(const char* at, int line, unsigned mask, T value, unsigned from) {
     Shuffle<T> mine{value, from, value};
-    meet(at, line, mask, &mine, [](Thread* lanes, unsigned mask) {
+    meet(at, line, mask, &mine, [](Lane* const* lanes, unsigned mask) {
         for (unsigned k = 0; k < warpSize; ++k) {
             if (!(mask >> k & 1)) continue;
-            auto& to = *(Shuffle<T>*)lanes[k].data;
-            if (mask >> to.from & 1) to.result = ((Shuffle<T>*)lanes[to.from].data)->value;
+            auto& to = *(Shuffle<T>*)lanes[k]->data;
+            if (mask >> to.from & 1) to.result = ((Shuffle<T>*)lanes[to.from]->data)->value;
             else memset((void*)&to.result, 0xff, sizeof(T));
         }
     });
@@ -125,10 +116,10 @@ template <class T> static T shuffle(const char* at, int line, unsigned mask, T v
 struct Vote { bool yes; unsigned ballot; };
 static unsigned vote(const char* at, int line, unsigned mask, bool yes) {
     Vote mine{yes, 0};
-    meet(at, line, mask, &mine, [](Thread* lanes, unsigned mask) {
+    meet(at, line, mask, &mine, [](Lane* const* lanes, unsigned mask) {
         unsigned ballot = 0;
-        for (unsigned k = 0; k < warpSize; ++k) if (mask >> k & 1 && ((Vote*)lanes[k].data)->yes) ballot |= 1u << k;
-        for (unsigned k = 0; k < warpSize; ++k) if (mask >> k & 1) ((Vote*)lanes[k].data)->ballot = ballot;
+        for (unsigned k = 0; k < warpSize; ++k) if (mask >> k & 1 && ((Vote*)lanes[k]->data)->yes) ballot |= 1u << k;
+        for (unsigned k = 0; k < warpSize; ++k) if (mask >> k & 1) ((Vote*)lanes[k]->data)->ballot = ballot;
     });
     return mine.ballot;
 }
@@ -136,22 +127,22 @@ static unsigned vote(const char* at, int line, unsigned mask, bool yes) {
 }  // namespace emulator
 
 static inline void __syncwarp(unsigned mask = ~0u, int line = __builtin_LINE()) {
-    emulator::meet("__syncwarp()", line, mask, nullptr, [](emulator::Thread*, unsigned) {});
+    emulator::meet("__syncwarp()", line, mask, nullptr, [](emulator::Lane* const*, unsigned) {});
 }
 template <class T> static inline T __shfl_sync(unsigned mask, T value, int from, int width = 32, int line = __builtin_LINE()) {
-    unsigned lane = emulator::self->lane, segment = lane & ~(width - 1u);
+    unsigned lane = emulator::self->number, segment = lane & ~(width - 1u);
     return emulator::shuffle("__shfl_sync()", line, mask, value, segment + (from & (width - 1)));
 }
 template <class T> static inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, int line = __builtin_LINE()) {
-    unsigned lane = emulator::self->lane, from = lane ^ bits, end = (lane & ~(width - 1u)) + width;
+    unsigned lane = emulator::self->number, from = lane ^ bits, end = (lane & ~(width - 1u)) + width;
     return emulator::shuffle("__shfl_xor_sync()", line, mask, value, from < end ? from : lane);
 }
 template <class T> static inline T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, int line = __builtin_LINE()) {
-    unsigned lane = emulator::self->lane, end = (lane & ~(width - 1u)) + width;
+    unsigned lane = emulator::self->number, end = (lane & ~(width - 1u)) + width;
     return emulator::shuffle("__shfl_down_sync()", line, mask, value, lane + by < end ? lane + by : lane);
 }
 template <class T> static inline T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, int line = __builtin_LINE()) {
-    unsigned lane = emulator::self->lane, start = lane & ~(width - 1u);
+    unsigned lane = emulator::self->number, start = lane & ~(width - 1u);
     return emulator::shuffle("__shfl_up_sync()", line, mask, value, lane >= start + by ? lane - by : lane);
 }
 static inline unsigned __ballot_sync(unsigned mask, int yes, int line = __builtin_LINE()) {
@@ -177,36 +168,20 @@ static inline float fs_rcp(float x) { return emulator::flush(1.0f / emulator::fl
 
 // ---- the prelude's words: asynchronous copies ----
 
-namespace emulator {
-// The source is read at once and lands when its own thread waits for its group; until then the target is NaN.
-static inline void copy(void* shared, const void* global, unsigned size, int line) {
-    if (((size_t)shared | (size_t)global) % size) fail(format("the copy of %u bytes of line %d is not aligned", size, line));
-    Copy one{shared, size, self->groups, {}};
-    memcpy(one.bytes, global, size);
-    memset(shared, 0xff, size);
-    self->copies.push_back(one);
-}
-}  // namespace emulator
 static inline void fs_copy_async16(void* shared, const void* global, int line = __builtin_LINE()) {
     emulator::copy(shared, global, 16, line);
 }
 static inline void fs_copy_async4(void* shared, const void* global, int line = __builtin_LINE()) {
     emulator::copy(shared, global, 4, line);
 }
-static inline void fs_copy_commit() { ++emulator::self->groups; }
-template <int N> static inline void fs_copy_wait() {
-    auto& copies = emulator::self->copies;
-    size_t landed = 0;
-    for (; landed < copies.size() && copies[landed].group + N < emulator::self->groups; ++landed)
-        memcpy(copies[landed].shared, copies[landed].bytes, copies[landed].size);
-    copies.erase(copies.begin(), copies.begin() + landed);
-}
+static inline void fs_copy_commit() { emulator::close_group(); }
+template <int N> static inline void fs_copy_wait() { emulator::land(N); }
 
 // ---- the prelude's words: half precision and the tensor cores ----
 
 static inline float fs_from_half(unsigned short h) {
-    float magnitude = __int_as_float((h & 0x7fff) << 13) * 0x1p112f;
-    if ((h & 0x7c00) == 0x7c00) magnitude = __int_as_float(0x7f800000 | (h & 0x3ff) << 13);
+    unsigned exponent = h >> 10 & 31, fraction = h & 0x3ff;
+    float magnitude = exponent ? __uint_as_float((exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13) : fraction * 0x1p-24f;
     return h & 0x8000 ? -magnitude : magnitude;
 }
 static inline unsigned short fs_to_half(float x) {
@@ -222,43 +197,53 @@ static inline unsigned short fs_to_half(float x) {
 
 namespace emulator {
 
+// The 8 columns of one row of a tile.
+typedef double Row __attribute__((vector_size(64)));
+typedef unsigned long long RowBits __attribute__((vector_size(64)));
+typedef int RowWhole __attribute__((vector_size(32)));
+
 // c plus 16 exact products as a tensor core adds: all are cut off, towards zero, one bit below the last of a float32
 // as large as the largest of them, and so is their sum.
-static inline float tensor_sum(float c, const double (&products)[16]) {
-    double largest = std::fabs((double)c), plain = c;
-    for (double p : products) largest = std::max(largest, std::fabs(p)), plain += p;
-    if (!std::isfinite(plain) || largest < 0x1p-100) return (float)plain;
-    double step = bits<double>(bits<unsigned long long>(largest) & 0x7ff0000000000000ull) * 0x1p-24, scale = 1 / step;
-    double sum = std::trunc(c * scale);
-    for (double p : products) sum += std::trunc(p * scale);
-    sum *= step;
-    float nearest = (float)sum;
-    return std::fabs((double)nearest) > std::fabs(sum) ? std::nextafterf(nearest, 0.0f) : nearest;
+static inline void tensor_sum(float (&c)[8], const float (&a)[16], const Row (&b)[16]) {
+    Row products[17], largest = {}, plain = {};
+    for (unsigned k = 0; k < 16; ++k) products[k] = (double)a[k] * b[k];
+    for (unsigned n = 0; n < 8; ++n) products[16][n] = c[n];
+    for (const Row& p : products) {
+        Row size = p < 0 ? -p : p;
+        largest = largest < size ? size : largest;
+        plain += p;
+    }
+    Row step = (Row)((RowBits)largest & 0x7ff0000000000000ull) * 0x1p-24, scale = 1 / step;
+    RowWhole whole = {};
+    for (const Row& p : products) whole += __builtin_convertvector(p * scale, RowWhole);
+    Row sum = __builtin_convertvector(whole, Row) * step;
+    for (unsigned n = 0; n < 8; ++n) {
+        if (!std::isfinite(plain[n]) || largest[n] < 0x1p-100) sum[n] = plain[n];
+        float nearest = (float)sum[n];
+        bool above = std::isfinite(nearest) && std::fabs((double)nearest) > std::fabs(sum[n]);
+        c[n] = above ? __uint_as_float(__float_as_uint(nearest) - 1) : nearest;
+    }
 }
 
 struct Fragments { float* d; const unsigned *a, *b; };
 static inline float from_half(unsigned h) { return fs_from_half((unsigned short)h); }
 static inline float from_bfloat16(unsigned h) { return __uint_as_float(h << 16); }
 
-template <float (*decode)(unsigned)> static void multiply(Thread* lanes, unsigned) {
-    float a[16][16], b[16][8];
+template <float (*decode)(unsigned)> static void multiply(Lane* const* lanes, unsigned) {
+    float a[16][16], d[16][8];
+    Row b[16];
     for (unsigned lane = 0; lane < warpSize; ++lane) {
-        const Fragments& mine = *(Fragments*)lanes[lane].data;
+        const Fragments& mine = *(Fragments*)lanes[lane]->data;
         unsigned g = lane / 4, q = lane % 4;
-        for (unsigned r = 0; r < 4; ++r)
-            for (unsigned half = 0; half < 2; ++half)
-                a[g + r % 2 * 8][2 * q + r / 2 * 8 + half] = decode(mine.a[r] >> 16 * half & 0xffff);
-        for (unsigned r = 0; r < 2; ++r)
-            for (unsigned half = 0; half < 2; ++half) b[2 * q + 8 * r + half][g] = decode(mine.b[r] >> 16 * half & 0xffff);
-    }
-    for (unsigned lane = 0; lane < warpSize; ++lane)
-        for (unsigned e = 0; e < 4; ++e) {
-            unsigned row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
-            double products[16];
-            for (unsigned k = 0; k < 16; ++k) products[k] = (double)a[row][k] * b[k][column];
-            float& d = ((Fragments*)lanes[lane].data)->d[e];
-            d = tensor_sum(d, products);
+        for (unsigned half = 0; half < 2; ++half) {
+            for (unsigned r = 0; r < 4; ++r) a[g + r % 2 * 8][2 * q + r / 2 * 8 + half] = decode(mine.a[r] >> 16 * half & 0xffff);
+            for (unsigned r = 0; r < 2; ++r) b[2 * q + 8 * r + half][g] = decode(mine.b[r] >> 16 * half & 0xffff);
+            for (unsigned r = 0; r < 2; ++r) d[g + 8 * r][2 * q + half] = mine.d[2 * r + half];
         }
+    }
+    for (unsigned row = 0; row < 16; ++row) tensor_sum(d[row], a[row], b);
+    for (unsigned lane = 0; lane < warpSize; ++lane)
+        for (unsigned e = 0; e < 4; ++e) ((Fragments*)lanes[lane]->data)->d[e] = d[lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2];
 }
 }  // namespace emulator
 static inline void fs_mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()) {

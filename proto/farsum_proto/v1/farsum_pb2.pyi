@@ -82,16 +82,24 @@ class Content(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., inline: _Optional[bytes] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("digest", "dtype", "shape", "stream_bytes")
+    __slots__ = ("digest", "dtype", "shape", "stream_bytes", "hold", "offset", "resumable", "codec")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     STREAM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    RESUMABLE_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     stream_bytes: int
-    def __init__(self, digest: _Optional[bytes] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stream_bytes: _Optional[int] = ...) -> None: ...
+    hold: bytes
+    offset: int
+    resumable: bool
+    codec: str
+    def __init__(self, digest: _Optional[bytes] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stream_bytes: _Optional[int] = ..., hold: _Optional[bytes] = ..., offset: _Optional[int] = ..., resumable: bool = ..., codec: _Optional[str] = ...) -> None: ...
 
 class UploadReply(_message.Message):
     __slots__ = ("stored_bytes",)
@@ -100,40 +108,50 @@ class UploadReply(_message.Message):
     def __init__(self, stored_bytes: _Optional[int] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
-    __slots__ = ("ticket",)
+    __slots__ = ("ticket", "digest", "dtype", "shape")
     TICKET_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
     ticket: bytes
-    def __init__(self, ticket: _Optional[bytes] = ...) -> None: ...
+    digest: bytes
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ticket: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Value(_message.Message):
-    __slots__ = ("dtype", "shape", "inline", "ticket", "stream_bytes")
+    __slots__ = ("dtype", "shape", "inline", "ticket", "kept", "stream_bytes")
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     INLINE_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     STREAM_BYTES_FIELD_NUMBER: _ClassVar[int]
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     inline: bytes
     ticket: bytes
+    kept: bytes
     stream_bytes: int
-    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., inline: _Optional[bytes] = ..., ticket: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., inline: _Optional[bytes] = ..., ticket: _Optional[bytes] = ..., kept: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ...) -> None: ...
 
 class ReduceRequest(_message.Message):
-    __slots__ = ("form", "contents", "deadline_s", "progress", "protocol", "outlook")
+    __slots__ = ("form", "contents", "deadline_s", "progress", "protocol", "outlook", "keep")
     FORM_FIELD_NUMBER: _ClassVar[int]
     CONTENTS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     OUTLOOK_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     form: bytes
     contents: _containers.RepeatedCompositeFieldContainer[Content]
     deadline_s: float
     progress: bool
     protocol: int
     outlook: bool
-    def __init__(self, form: _Optional[bytes] = ..., contents: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., progress: bool = ..., protocol: _Optional[int] = ..., outlook: bool = ...) -> None: ...
+    keep: bytes
+    def __init__(self, form: _Optional[bytes] = ..., contents: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., progress: bool = ..., protocol: _Optional[int] = ..., outlook: bool = ..., keep: _Optional[bytes] = ...) -> None: ...
 
 class ReduceReply(_message.Message):
     __slots__ = ("outputs", "need", "outlook")
@@ -167,10 +185,30 @@ class Plan(_message.Message):
     def __init__(self, entries: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Need(_message.Message):
-    __slots__ = ("digests",)
+    __slots__ = ("digests", "reasons", "received")
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
     digests: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    reasons: _containers.RepeatedScalarFieldContainer[str]
+    received: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, digests: _Optional[_Iterable[bytes]] = ..., reasons: _Optional[_Iterable[str]] = ..., received: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Residency(_message.Message):
+    __slots__ = ("hold", "release")
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    hold: _containers.RepeatedCompositeFieldContainer[Claim]
+    release: _containers.RepeatedCompositeFieldContainer[Claim]
+    def __init__(self, hold: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ..., release: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ...) -> None: ...
+
+class Claim(_message.Message):
+    __slots__ = ("digest", "token")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    token: bytes
+    def __init__(self, digest: _Optional[bytes] = ..., token: _Optional[bytes] = ...) -> None: ...
 
 class Outlook(_message.Message):
     __slots__ = ("plan", "missing")
@@ -181,16 +219,18 @@ class Outlook(_message.Message):
     def __init__(self, plan: _Optional[bytes] = ..., missing: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ClientMessage(_message.Message):
-    __slots__ = ("id", "hello", "reduce", "cancel")
+    __slots__ = ("id", "hello", "reduce", "cancel", "residency")
     ID_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REDUCE_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    RESIDENCY_FIELD_NUMBER: _ClassVar[int]
     id: int
     hello: Hello
     reduce: ReduceRequest
     cancel: Cancel
-    def __init__(self, id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., reduce: _Optional[_Union[ReduceRequest, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+    residency: Residency
+    def __init__(self, id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., reduce: _Optional[_Union[ReduceRequest, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., residency: _Optional[_Union[Residency, _Mapping]] = ...) -> None: ...
 
 class ServerMessage(_message.Message):
     __slots__ = ("id", "welcome", "reply", "progress", "error", "draining")
@@ -209,14 +249,16 @@ class ServerMessage(_message.Message):
     def __init__(self, id: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., reply: _Optional[_Union[ReduceReply, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("oldest_protocol", "newest_protocol", "client")
+    __slots__ = ("oldest_protocol", "newest_protocol", "client", "holder")
     OLDEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     NEWEST_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
     oldest_protocol: int
     newest_protocol: int
     client: str
-    def __init__(self, oldest_protocol: _Optional[int] = ..., newest_protocol: _Optional[int] = ..., client: _Optional[str] = ...) -> None: ...
+    holder: bytes
+    def __init__(self, oldest_protocol: _Optional[int] = ..., newest_protocol: _Optional[int] = ..., client: _Optional[str] = ..., holder: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("protocol", "server", "inline_bytes")
