@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from farsum.handle import Content, Handle
 from farsum.retry import persist
-from farsum_kernels.errors import ArrayMissing, Cancelled, DeadlineExceeded, HandleGone, WireError
+from farsum_kernels.errors import (
+    ArrayMissing,
+    Cancelled,
+    DeadlineExceeded,
+    FarsumError,
+    HandleGone,
+    SolverDidNotConverge,
+    WireError,
+)
 from farsum_kernels.job import ArrayRef, Options, Outlook, Result
 from farsum_proto import tensor, wire
 
@@ -144,6 +152,8 @@ class Call:
                 values = self._kept(reply.values) if self._keep else tuple(map(self._fetch, reply.values))
                 if self._options.progress:
                     self._options.progress(1.0)
+                if reply.stopped:
+                    raise _gave_up(reply.stopped, values)
                 return Result(values, wire.decode_plan(reply.plan))
             assert isinstance(reply, wire.Need)
             missing = frozenset(reply.digests)
@@ -197,6 +207,14 @@ class Call:
         stream = np.empty(value.stream_bytes, np.uint8)
         self._session.download(value.ticket, bytes_of(stream))
         return from_stream(stream, ArrayRef(b"", value.dtype, value.shape))
+
+
+def _gave_up(stopped: wire.Stopped, values: tuple[Any, ...]) -> FarsumError:
+    """The error of an iteration, with what it had reached."""
+    if isinstance(stopped.error, SolverDidNotConverge):
+        stopped.error.iterate = values[0] if len(values) == 1 else values
+        stopped.error.residuals = list(stopped.residuals)
+    return stopped.error
 
 
 def from_stream(stream: Array, ref: ArrayRef) -> Array:

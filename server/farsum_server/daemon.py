@@ -23,6 +23,7 @@ from farsum_kernels.errors import (
     FormulaTooExpensive,
     InternalError,
     QueueFull,
+    StoreFull,
     WireError,
     WorkerDied,
 )
@@ -225,6 +226,10 @@ class Daemon:
             raise Draining("the server is stopping and takes no new work")
         form = self._forms.get(request.form)
         wire.check_contents(form, request.contents)
+        if form.nbytes > self._limits.store_bytes:
+            raise StoreFull(
+                f"the program holds {form.nbytes} bytes between its steps; this server allows {self._limits.store_bytes}"
+            )
         found = self._find(client.tenant, form, request.contents)
         missing: tuple[bytes, ...] = ()
         blocks: list[int] = []
@@ -439,6 +444,7 @@ class Daemon:
             return wire.Outputs(
                 tuple([wire.Value(f.dtype, f.shape, v) for f, v in zip(faces, event.values, strict=True)]),
                 event.plan,
+                event.stopped,
             )
         values = []
         for n, face in enumerate(faces):
@@ -452,7 +458,7 @@ class Daemon:
                 values.append(
                     wire.Value(face.dtype, face.shape, None, *self._bulk.offer(job.client, ref, block))
                 )
-        return wire.Outputs(tuple(values), event.plan)
+        return wire.Outputs(tuple(values), event.plan, event.stopped)
 
     def _reject(self, job: _Job, ahead: float) -> None:
         self.metrics.rejected.labels("queue_full").inc()

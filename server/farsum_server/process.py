@@ -154,9 +154,12 @@ class Performer:
         values = started.run.finish()
         del self._runs[job]
         plan = wire.encode_plan(started.run.plan)
+        failure = getattr(started.run, "failure", None)
+        stopped = wire.Stopped(failure, tuple(failure.residuals)) if failure else None
         if started.outputs is None:
-            return wire.Finished(tuple(v.tobytes() for v in values), plan)
-        return wire.Finished((), plan, tuple(map(_digest, started.outputs)) if started.keep else ())
+            return wire.Finished(tuple(v.tobytes() for v in values), plan, stopped=stopped)
+        digests = tuple(map(_digest, started.outputs)) if started.keep else ()
+        return wire.Finished((), plan, digests, stopped)
 
 
 def _digest(array: NDArray[Any]) -> bytes:

@@ -81,11 +81,13 @@ class Progressed(_message.Message):
     def __init__(self, share: _Optional[float] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("values", "plan", "digests")
+    __slots__ = ("values", "plan", "stopped", "digests")
     VALUES_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     values: _containers.RepeatedScalarFieldContainer[bytes]
     plan: bytes
+    stopped: _farsum_pb2.Stopped
     digests: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, values: _Optional[_Iterable[bytes]] = ..., plan: _Optional[bytes] = ..., digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, values: _Optional[_Iterable[bytes]] = ..., plan: _Optional[bytes] = ..., stopped: _Optional[_Union[_farsum_pb2.Stopped, _Mapping]] = ..., digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
