@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from farsum.handle import Handle
 from farsum_kernels.errors import AxisError, DtypeError, OperandError, ShapeError
 from farsum_kernels.formula.expr import I, J, P, variable
 from farsum_kernels.job import DTYPES, RANGES, dtype_name
@@ -39,7 +40,9 @@ class Input:
         self.batch: tuple[int, ...] = shape[:-1] if category == P else shape[:-2]
         # Equal for two inputs that read the same memory in the same way: they are then one variable.
         self.key: object = id(self)
-        if not loose:
+        if isinstance(array, Handle):
+            self.key = id(array.content), shape, array.dtype, category
+        elif not loose:
             memory = array if source is None else source
             self.key = memory.__array_interface__["data"][0], shape, memory.strides, array.dtype, category
 
@@ -98,7 +101,7 @@ def is_number(x: object) -> bool:
 
 def is_complex(x: object) -> bool:
     """A complex number, a list that holds one, or a complex array."""
-    if isinstance(x, np.ndarray):
+    if isinstance(x, np.ndarray | Handle):
         return bool(x.dtype.kind == "c")
     if isinstance(x, list | tuple):
         return any(isinstance(v, complex | np.complexfloating) for v in x)
@@ -119,7 +122,7 @@ def described(x: object) -> str:
     return type(x).__name__
 
 
-def checked(x: Array, what: str = "the array") -> Array:
+def checked(x: Any, what: str = "the array") -> Any:
     """The array, if its dtype is one that is computed in."""
     if dtype_name(x.dtype) not in DTYPES:
         raise DtypeError(
@@ -131,13 +134,14 @@ def checked(x: Array, what: str = "the array") -> Array:
 
 def as_reals(x: Any) -> Any:
     """A complex array as interleaved (re, im) pairs, the last axis twice as long; anything else as it is."""
-    if not isinstance(x, np.ndarray) or x.dtype.kind != "c":
+    if not isinstance(x, np.ndarray | Handle) or x.dtype.kind != "c":
         return x
     if x.dtype.itemsize > 16:
         raise DtypeError(
             f"an array of shape {x.shape} has dtype {x.dtype}; supported are complex64 and complex128"
         )
-    x = np.atleast_1d(x)
+    if isinstance(x, np.ndarray):
+        x = np.atleast_1d(x)
     parts = np.dtype(f"f{x.dtype.itemsize // 2}")
     try:
         return x.view(parts)
@@ -171,7 +175,7 @@ def read(x: Any, axis: int | None) -> Held:
         return _symbol(x, axis)
     if isinstance(x, np.ndarray) and type(x) is not np.ndarray and not isinstance(x, np.memmap):
         raise OperandError(f"a LazyTensor is made from a plain NumPy array, not {type(x).__name__}")
-    if isinstance(x, np.ndarray):
+    if isinstance(x, np.ndarray | Handle):
         return read_array(x, axis)
     if isinstance(x, bool | np.bool_) or not (is_number(x) or is_complex(x) or isinstance(x, list)):
         raise OperandError(
@@ -196,15 +200,15 @@ def _symbol(x: tuple[Any, ...], axis: int | None) -> Slot:
     return Slot(*x)
 
 
-def read_array(x: Array, axis: int | None) -> Input:
+def read_array(x: Array | Handle, axis: int | None) -> Input:
     """What an array is by its shape, or by the axis that is named."""
     held = _read_reals(checked(as_reals(x)), axis)
-    if x.dtype.kind == "c" and not np.may_share_memory(x, held.array):
+    if x.dtype.kind == "c" and isinstance(x, np.ndarray) and not np.may_share_memory(x, held.array):
         held = Input(held.array, held.category, held.loose, x)
     return held
 
 
-def _read_reals(x: Array, axis: int | None) -> Input:
+def _read_reals(x: Any, axis: int | None) -> Input:
     if x.ndim == 2:
         if axis not in (0, 1):
             raise ShapeError(
@@ -217,16 +221,16 @@ def _read_reals(x: Array, axis: int | None) -> Input:
             raise AxisError(f"an array of shape {x.shape} is a parameter; it takes no axis")
         if x.size == 0:
             raise ShapeError("a parameter vector has at least one entry")
-        return Input(np.atleast_1d(x), P)
+        return Input(x.reshape(-1), P)
     if axis is not None:
         raise AxisError(f"an array of shape {x.shape} says itself what it is; it takes no axis")
-    m, n = x.shape[-3:-1]
+    (*batch, m, n, dim), whole = x.shape, isinstance(x, Handle)
     if m == 1 and n == 1:
-        return Input(x[..., 0, 0, :], P)
+        return Input(x.reshape(*batch, dim) if whole else x[..., 0, 0, :], P)
     if n == 1:
-        return Input(x[..., 0, :], I)
+        return Input(x.reshape(*batch, m, dim) if whole else x[..., 0, :], I)
     if m == 1:
-        return Input(x[..., 0, :, :], J)
+        return Input(x.reshape(*batch, n, dim) if whole else x[..., 0, :, :], J)
     raise ShapeError(
         f"an array of shape {x.shape} is no row of points: x_i has shape (..., M, 1, D), y_j (..., 1, N, D), "
         f"a parameter (..., 1, 1, D)"

@@ -11,7 +11,9 @@ import numpy as np
 
 from farsum import progress
 from farsum.arrays import Array, as_ranges
-from farsum.target import prepared
+from farsum.handle import Handle, handle_of
+from farsum.recorded import Tape, record_step, tape_of
+from farsum.target import prepared, remote
 from farsum_kernels.errors import DtypeError, EngineMissing, FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, node, variables
 from farsum_kernels.formula.reductions import Kind, reduction_named
@@ -119,15 +121,17 @@ class Computation:
         ranges: Sequence[Array] | None = None,
         out: Array | None = None,
         deadline_s: float | None = None,
+        keep: bool = False,
     ) -> Any:
         """The result, or the tuple of results, of these arrays, all of one dtype.
 
         names   what users call the inputs, for messages; with it the arrays are checked here
         out     receives the result and is returned
+        keep    leave the results where they are computed: they come as handles
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
-        wide = self.accuracy is not AUTO and self._is_wide(dtype)
+        wide = self.is_wide(dtype)
         spec = self.spec("float64" if wide else dtype)
         if wide:
             arrays = {n: a.astype(np.float64) for n, a in arrays.items()}
@@ -137,11 +141,21 @@ class Computation:
             extent = check_arrays(spec, arrays, names)
             if out is not None:
                 _check_out(out, self.spec(dtype), extent)
-        options = progress.options(deadline_s)
+        if keep and out is not None:
+            raise OperandError(
+                "out receives a result, and keep leaves it where it is computed: give one of them"
+            )
+        if tape := tape_of(arrays.values()):
+            values = _recorded(tape, spec, arrays, names, out is not None or keep or deadline_s is not None)
+            values = tuple(v.astype(dtype) if wide else v for v in values)
+            return values[0] if len(values) == 1 else values
+        options = progress.options(deadline_s, keep)
         try:
-            values = prepared(spec).run(arrays, options).values
+            values = prepared(spec).run(within_reach(arrays), options).values
         finally:
             progress.done(options)
+        if keep:
+            values = tuple(v if isinstance(v, Handle) else handle_of(v) for v in values)
         if wide:
             values = tuple(v.astype(dtype) for v in values)
         if out is not None:
@@ -149,7 +163,10 @@ class Computation:
             return out
         return values[0] if len(values) == 1 else values
 
-    def _is_wide(self, dtype: str) -> bool:
+    def is_wide(self, dtype: str) -> bool:
+        """Is it computed in float64 and rounded once? Raises FormulaError for an accumulator that is too narrow."""
+        if self.accuracy is AUTO:
+            return False
         self.accuracy.check_dtype(dtype)
         return self.accuracy.wide and dtype != "float64"
 
@@ -169,6 +186,24 @@ def counting(root: Expr, weight: Expr | None, inputs: Iterable[Expr]) -> Expr:
             nothing = node("Mult", node("Zero", params=(1,)), node("Sum", variable))
             root = node("Add", root, nothing)
     return root
+
+
+def within_reach(arrays: Mapping[int, Any]) -> Mapping[int, Any]:
+    """The arrays as the engine takes them: a server takes handles, the engine in this process the numbers."""
+    if any([type(a) is Handle for a in arrays.values()]) and remote() is None:
+        return {n: a.here() if isinstance(a, Handle) else a for n, a in arrays.items()}
+    return arrays
+
+
+def _recorded(
+    tape: Tape, spec: Spec, arrays: Mapping[int, Any], names: Mapping[int, str] | None, run: bool
+) -> tuple[Any, ...]:
+    """The results as arrays of the program that is being recorded."""
+    if run:
+        raise FormulaError("out, keep and deadline_s belong to the call of a program, not to its steps")
+    extent = check_arrays(spec, arrays, names)
+    made = zip(output_dtypes(spec), output_shapes(spec, extent), strict=True)
+    return record_step(tape, spec, arrays, list(made))
 
 
 def _check_out(out: Any, spec: Spec, extent: Extent) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from farsum.arrays import Array, as_reals, checked, described
 from farsum.compute import Computation, accuracy_of, check_backend, counting
+from farsum.handle import Handle
 from farsum_kernels.errors import (
     AxisError,
     DimensionError,
@@ -104,12 +105,13 @@ class Genred:
 
     def __call__(
         self,
-        *args: Array,
+        *args: Array | Handle,
         backend: str = "auto",
         device_id: int = -1,
         ranges: Sequence[Array] | None = None,
         out: Array | None = None,
         deadline_s: float | None = None,
+        keep: bool = False,
     ) -> Any:
         """The reduction of these arrays, one per alias, of the shapes (..., M, D), (..., N, D) and (..., D).
 
@@ -118,29 +120,30 @@ class Genred:
         ranges       six arrays of ints for a block-sparse reduction
         out          an array that receives the result and is returned
         deadline_s   give up after so many seconds
+        keep         leave the result where it is computed, and give a handle to it
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
         check_backend(backend)
-        arrays, dtype = self._typed(args)
+        arrays, dtype = self.typed(args)
         names = {a.index: a.label for a in self._arguments}
-        return self.computation.run(arrays, dtype, names, ranges, out, deadline_s)
+        return self.computation.run(arrays, dtype, names, ranges, out, deadline_s, keep)
 
-    def explain(self, *args: Array) -> Explanation:
+    def explain(self, *args: Array | Handle) -> Explanation:
         """What a call on these arrays computes, sends and costs, without computing anything."""
         from farsum.explain import explained
 
-        return explained(self.computation, *self._typed(args), self.formula)
+        return explained(self.computation, *self.typed(args), self.formula)
 
-    def _typed(self, args: Sequence[Any]) -> tuple[dict[int, Array], str]:
-        """The arrays by variable index, all of one dtype."""
+    def typed(self, args: Sequence[Any]) -> tuple[dict[int, Array], str]:
+        """The arrays of a call by variable index, all of one dtype, and that dtype."""
         args = tuple(map(as_reals, args))
         arrays = self._inputs(args)
         for argument, array in zip(self._arguments, args, strict=True):
             checked(array, argument.label)
         dtype = self._dtype
         if dtype is None:
-            dtype = str(np.result_type(*args))
+            dtype = str(np.result_type(*[a.dtype for a in args]))
             arrays = {n: a.astype(dtype, copy=False) for n, a in arrays.items()}
         return arrays, dtype
 
@@ -150,7 +153,7 @@ class Genred:
         if len(args) != self.nargs:
             raise ShapeError(f"expected {self.nargs} arguments ({words}), received {len(args)}")
         for argument, array in zip(self._arguments, args, strict=True):
-            if not isinstance(array, np.ndarray):
+            if not isinstance(array, np.ndarray | Handle):
                 raise OperandError(f"{argument.label} must be a NumPy array, not {described(array)}")
         if not args:
             raise FormulaError(f"{self._text} has no arguments: there is nothing to reduce")
@@ -171,7 +174,9 @@ def _kept(k: Any) -> int | None:
 def _parameter(array: Array, rank: int) -> Array:
     if array.ndim == 0:
         return array.reshape(1)
-    return array[..., 0, :] if array.ndim == rank and array.shape[-2] == 1 else array
+    if array.ndim == rank and array.shape[-2] == 1:
+        return array.reshape(*array.shape[:-2], array.shape[-1])
+    return array
 
 
 def _named_dtype(dtype: Any) -> str | None:

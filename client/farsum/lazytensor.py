@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from farsum.arrays import described
+from farsum.handle import Handle
 from farsum.lazy import made_from
 from farsum.matrix import Matrix
 from farsum.operations import Operations
@@ -59,13 +60,13 @@ def Var(x_or_ind: Any, dim: int | None = None, cat: int | None = None) -> Any:
             )
         return made_from((x_or_ind, dim, cat))
     if cat == P:
-        if isinstance(x_or_ind, np.ndarray) and x_or_ind.ndim > 1:
+        if isinstance(x_or_ind, np.ndarray | Handle) and x_or_ind.ndim > 1:
             raise ShapeError(f"Pm takes one vector; received an array of shape {x_or_ind.shape}")
         return made_from(x_or_ind)
     if type(x_or_ind) is int:
         raise ShapeError(f"a symbolic variable needs its dimension: write {name}({x_or_ind}, D)")
-    if not isinstance(x_or_ind, np.ndarray) or x_or_ind.ndim != 2:
-        is_array = isinstance(x_or_ind, np.ndarray)
+    is_array = isinstance(x_or_ind, np.ndarray | Handle)
+    if not is_array or x_or_ind.ndim != 2:
         what = f"an array of shape {x_or_ind.shape}" if is_array else described(x_or_ind)
         error = ShapeError if is_array or isinstance(x_or_ind, float | list) else OperandError
         many = is_array and x_or_ind.ndim > 2

@@ -9,6 +9,7 @@ import numpy as np
 from farsum.arrays import Array, Input, Slot, as_reals, checked, complex_name, described, is_number, promoted
 from farsum.compute import Accuracy, check_backend, check_fits, computation, counting
 from farsum.frame import Frame, Ranges, renumbered
+from farsum.handle import Handle, put
 from farsum.lazy import printed
 from farsum_kernels.errors import FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, P, swap_axes, variable
@@ -190,8 +191,11 @@ class Reduced:
         ranges: Any = KEEP,
         out: Array | None = None,
         deadline_s: float | None = None,
+        keep: bool = False,
     ) -> Any:
         """The result on these arrays: rows (..., M, D) and (..., N, D), parameters (..., D).
+
+        keep   leave the result where it is computed, and give a handle to it
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
@@ -203,10 +207,13 @@ class Reduced:
         assert dtype is not None
         if out is not None and (self.is_complex or self._selection):
             return self._into(out, arrays, dtype, ranges, deadline_s)
+        # What is put in order again after the reduction has to be here for that.
+        stays = keep and self._selection is None
         found = self.computation.run(
-            arrays, dtype, names, self.ranges if ranges is KEEP else ranges, out, deadline_s
+            arrays, dtype, names, self.ranges if ranges is KEEP else ranges, out, deadline_s, stays
         )
-        return found if out is not None else self._finished(found)
+        found = found if out is not None else self._finished(found)
+        return put(found) if keep and not stays else found
 
     def _finished(self, found: Any) -> Any:
         if self.is_complex:
@@ -239,7 +246,7 @@ class Reduced:
             place = self.frame.inputs.index(slot)
             names[place] = f"argument {count} ({slot})"
             given[place] = _given(arg, slot, names[place])
-            if isinstance(arg, np.ndarray):
+            if isinstance(arg, np.ndarray | Handle):
                 dtype = promoted(dtype, given[place].dtype.name)
         if dtype is None:
             raise OperandError("at least one argument must be an array, not a number")
@@ -275,10 +282,11 @@ def _given(arg: Any, slot: Slot, name: str) -> Array:
     """An argument of a call as the array of its variable. A parameter may be a number, a list, or one row."""
     if slot.category == P and (is_number(arg) or isinstance(arg, list)):
         arg = np.atleast_1d(np.asarray(arg, np.float64))
-    if not isinstance(arg, np.ndarray):
+    if not isinstance(arg, np.ndarray | Handle):
         raise OperandError(f"{name} must be a NumPy array, not {described(arg)}")
     array = checked(as_reals(arg), name)
     if slot.category == P:
-        array = np.atleast_1d(array)
-        return array[..., 0, :] if array.ndim >= 2 and array.shape[-2] == 1 else array
+        array = array if array.ndim else array.reshape(1)
+        if array.ndim >= 2 and array.shape[-2] == 1:
+            return array.reshape(*array.shape[:-2], array.shape[-1])
     return array

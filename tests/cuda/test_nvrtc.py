@@ -26,7 +26,7 @@ ARCHITECTURES = (80, 90, 100)
 class Unloaded(EmulatedDriver):
     """A device whose kernels are printed and never loaded."""
 
-    def load(self, source: str):  # type: ignore[no-untyped-def]
+    def load(self, source: str):
         raise AssertionError("nothing is launched here")
 
 
@@ -63,7 +63,7 @@ def test_no_workload_spills_or_grows(name: str, arch: int) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.name not in WORKLOADS], ids=lambda c: c.name)
-def test_every_kind_of_kernel_compiles(case) -> None:  # type: ignore[no-untyped-def]
+def test_every_kind_of_kernel_compiles(case) -> None:
     kernel = Kernel(case.spec, Unloaded())
     cubin, usage = nvrtc.compile(kernel.variant(0).text.source, 90)
     assert cubin.startswith(b"\x7fELF") and set(usage) == {"reduce", "combine"}
