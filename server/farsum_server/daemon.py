@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -103,7 +103,7 @@ class Daemon:
         metrics: Metrics,
         *,
         threads: int | None = None,
-        workers: int = 1,
+        devices: Sequence[str] = ("cpu",),
         worker: str = WORKER,
     ) -> None:
         self._limits = limits
@@ -124,8 +124,12 @@ class Daemon:
         self._stopped = False
         self._ticker: asyncio.Task[None] | None = None
         self._devices = [
-            _Device(WorkerProcess(n, self._arena, self._event, self._lost, threads=threads, worker=worker))
-            for n in range(workers)
+            _Device(
+                WorkerProcess(
+                    n, self._arena, self._event, self._lost, threads=threads, worker=worker, device=device
+                )
+            )
+            for n, device in enumerate(devices)
         ]
         self._watch()
 

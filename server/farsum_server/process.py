@@ -24,7 +24,7 @@ import structlog
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from farsum_kernels.errors import FarsumError, InternalError
+from farsum_kernels.errors import DeviceFault, FarsumError, InternalError
 from farsum_proto import wire
 from farsum_proto.tensor import held_as
 from farsum_server.arena import Arena
@@ -109,6 +109,10 @@ class Performer:
                 case wire.Start():
                     self._runs[job] = self._start(action)
             return self._slice(job)
+        except DeviceFault:
+            # Nothing works on that device any more for this process: its successor does this job and all others.
+            log.exception("the device is lost", request=f"job-{job}")
+            raise
         except FarsumError as error:
             self._runs.pop(job, None)
             return wire.Failure(error)
@@ -187,6 +191,7 @@ def main() -> None:
     parser.add_argument("--arena-bytes", type=int, required=True)
     parser.add_argument("--worker", default=WORKER)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     # Ctrl-C and a service manager signal the whole group. The daemon drains; a worker ends when the
     # daemon closes the channel, or dies.
@@ -196,7 +201,7 @@ def main() -> None:
 
     configure_logs()
     module, _, name = args.worker.partition(":")
-    worker = getattr(importlib.import_module(module), name)(threads=args.threads)
+    worker = getattr(importlib.import_module(module), name)(threads=args.threads, device=args.device)
     performer = Performer(worker, Arena(args.arena, args.arena_bytes))
     with socket.socket(fileno=args.channel) as channel, suppress(BrokenPipeError, ConnectionResetError):
         serve(channel, performer, wire.Device(worker.name, worker.kind, worker.threads))
@@ -223,13 +228,20 @@ class WorkerProcess:
         *,
         threads: int | None = None,
         worker: str = WORKER,
+        device: str = "cpu",
     ) -> None:
         self.number = number
         self.starts = 0
         self._arena = arena
         self._on_event = on_event
         self._on_lost = on_lost
-        self._options = ["--worker", worker, *(["--threads", str(threads)] if threads else [])]
+        self._options = [
+            "--worker",
+            worker,
+            "--device",
+            device,
+            *(["--threads", str(threads)] if threads else []),
+        ]
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._joiner = Joiner()

@@ -32,7 +32,9 @@ def with_daemon(
     worker: str, scenario: Callable[[Daemon], Awaitable[None]], limits: Limits = LIMITS, workers: int = 1
 ) -> None:
     async def run() -> None:
-        daemon = Daemon(limits, Metrics("test"), worker=f"tests.service.stand_in:{worker}", workers=workers)
+        daemon = Daemon(
+            limits, Metrics("test"), worker=f"tests.service.stand_in:{worker}", devices=["cpu"] * workers
+        )
         daemon.start()
         try:
             assert await daemon.wait_ready(30)
