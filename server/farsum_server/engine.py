@@ -87,7 +87,7 @@ class LocalPrepared:
         Raises DeadlineExceeded between two slices, once the deadline has passed.
         """
         run = self._start(arrays)
-        if options.deadline_s is not None or options.progress is not None:
+        if options.deadline_s is not None or options.progress or options.watch:
             self._watch(run, options)
         else:
             while run.step() < 1.0:
@@ -101,10 +101,13 @@ class LocalPrepared:
     @staticmethod
     def _watch(run: Run | ProgramRun, options: Options) -> None:
         end = inf if options.deadline_s is None else time.monotonic() + options.deadline_s
-        share = 0.0
+        share, watched = 0.0, time.monotonic() + options.watch_s
         while time.monotonic() < end and (share := run.step()) < 1.0:
             if options.progress:
                 options.progress(share)
+            if options.watch and isinstance(run, ProgramRun) and time.monotonic() >= watched:
+                watched = time.monotonic() + options.watch_s
+                options.watch(tuple(value.copy() for value in run.peek()))
         gave_up = isinstance(run, ProgramRun) and run.failure is not None
         if share < 1.0 or (gave_up and time.monotonic() > end):
             raise DeadlineExceeded(

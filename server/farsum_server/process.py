@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -84,6 +85,8 @@ class _Started(NamedTuple):
     run: Run
     outputs: list[NDArray[Any]] | None
     keep: bool
+    watch_s: float
+    seen: list[float]  # when its results were last looked at
 
 
 class Performer:
@@ -137,7 +140,7 @@ class Performer:
         outputs = list(map(self._array, form.outputs, start.outputs)) if start.outputs else None
         digests = {n: digest for n, digest in zip(form.indices, start.digests, strict=True) if digest}
         run = self._worker.start(form.spec, arrays, outputs, digests)
-        return _Started(run, outputs, start.keep)
+        return _Started(run, outputs, start.keep, start.watch_s, [time.monotonic()])
 
     def _outlook(self, start: wire.Start) -> wire.Finished:
         form = self._forms.get(start.form)
@@ -150,7 +153,7 @@ class Performer:
     def _slice(self, job: int) -> wire.Progressed | wire.Finished:
         started = self._runs[job]
         if (share := started.run.step()) < 1.0:
-            return wire.Progressed(share)
+            return wire.Progressed(share, _watched(started))
         values = started.run.finish()
         del self._runs[job]
         plan = wire.encode_plan(started.run.plan)
@@ -160,6 +163,15 @@ class Performer:
             return wire.Finished(tuple(v.tobytes() for v in values), plan, stopped=stopped)
         digests = tuple(map(_digest, started.outputs)) if started.keep else ()
         return wire.Finished((), plan, digests, stopped)
+
+
+def _watched(started: _Started) -> tuple[bytes, ...]:
+    """The results as they stand, if somebody watches and it is time; nothing of a job that is no program."""
+    peek, now = getattr(started.run, "peek", None), time.monotonic()
+    if not started.watch_s or peek is None or now < started.seen[0] + started.watch_s:
+        return ()
+    started.seen[0] = now
+    return tuple(value.tobytes() for value in peek())
 
 
 def _digest(array: NDArray[Any]) -> bytes:

@@ -65,7 +65,7 @@ def ask(
     daemon: Daemon, client: Client, asked: wire.Request, on_progress: Callable[[float], None] | None = None
 ) -> asyncio.Future[Any]:
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    daemon.ask(client, asked, answer.set_result, on_progress)
+    daemon.ask(client, asked, answer.set_result, on_progress and (lambda share, values: on_progress(share)))
     return answer
 
 

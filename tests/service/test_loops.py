@@ -15,7 +15,7 @@ from numpy.testing import assert_array_equal
 import farsum
 from farsum import session as session_module
 from farsum.numpy import Vi, Vj
-from farsum_kernels.errors import Cancelled, DeadlineExceeded, SolverDidNotConverge
+from farsum_kernels.errors import Cancelled, DeadlineExceeded, MessageTooLarge, SolverDidNotConverge
 from farsum_kernels.job import Options
 from tests.service.relay import Relay
 from tests.service.server import Server
@@ -131,6 +131,26 @@ def test_progress(there: Server) -> None:
     seen: list[float] = []
     farsum.program(smoothing).submit(X, V, times=60, options=Options(progress=seen.append)).result(60)
     assert len(seen) > 2 and seen == sorted(seen) and seen[-1] == 1.0
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_the_results_are_watched_while_they_are_computed(where: str, there: Server) -> None:
+    if where == "here":
+        farsum.disconnect()
+    seen: list[Any] = []
+    program = farsum.program(lambda x, v: (smoothing(x, v, 100), v.sum()))
+    found, _ = program(X, V, watch=seen.append, watch_s=0.01)
+    assert len(seen) > 2
+    for smooth, total in seen:
+        assert smooth.shape == V.shape and np.isnan(total).all()
+    spread = [np.ptp(smooth) for smooth, _ in seen if np.isfinite(smooth).all()]
+    assert spread == sorted(spread, reverse=True) and np.ptp(found) <= spread[-1]
+
+
+def test_what_is_too_large_to_be_watched_is_refused(there: Server) -> None:
+    wide = farsum.program(lambda x: Vi(x).concat(Vi(x)).sum(axis=1))
+    with pytest.raises(MessageTooLarge, match="can be watched"):
+        wide(np.ones((100_000, 3)), watch=print)
 
 
 def test_a_measure_that_is_not_a_number(there: Server) -> None:
