@@ -56,6 +56,7 @@ WORKLOADS: dict[str, Spec] = {
     "W9": Spec(
         node("Minus", node("SqDist", *points(3))), "SumSoftMaxWeight", 1, "float32", variable(2, 3, J)
     ),
+    "W9-64": Spec(node("Scalprod", *points(64)), "SumSoftMaxWeight", 1, "float32", variable(2, 64, J)),
     "wide": summed(times(gauss(3), 64)),
     "gradient-100": summed(gradient(100)),
 }
@@ -124,6 +125,8 @@ CASES = [
     Case("lists at D=40", over_distances("KMin_ArgKMin", 40, k=5), 67, 300),
     Case("maximum and sums", over_distances("Max_SumShiftExp", 3)),
     Case("wide weights", over_distances("SumSoftMaxWeight", 3, weight=variable(2, 20, J)), 67, 300),
+    Case("wide weights, logsumexp", over_distances("LogSumExp", 3, weight=variable(2, 30, J)), 67, 300),
+    Case("wide weights, splits", WORKLOADS["W9-64"], 20, 2500),
     Case("three at once", summed(times(gauss(3)), also=(Part(D3, "Min"), Part(D3, "ArgKMin", k=3))), 67, 300),
     Case("sum of long and short", summed(VECTOR, also=(Part(node("SqNorm2", VECTOR), "Min"),)), 67, 200),
     Case("parameter", summed(node("Mult", node("Exp", node("Mult", variable(3, 1, 2), D3)), variable(2, 1, J)))),

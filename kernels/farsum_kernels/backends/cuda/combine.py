@@ -52,7 +52,7 @@ def combine_text(states: Sequence[State], element: str, layout: Layout) -> str:
 
 def _limit(state: State) -> str:
     """The condition that this component of a long F exists."""
-    return f"component < {state.terms.dim}" if state.terms.loop else "component == 0"
+    return f"component < {state.extent}" if state.loop else "component == 0"
 
 
 def _wide(state: State) -> list[str]:
@@ -102,9 +102,9 @@ def _merged(src: Source, state: State, output: int) -> None:
         values = run_rule(src, "double", own, finish)
         for group, size_ in enumerate(groups):
             mine, values = values[:size_], values[size_:]
-            width = state.terms.dim if state.terms.loop else size_
+            width = state.extent if state.loop else size_
             for d, value in enumerate(mine):
-                column = "component" if state.terms.loop else str(d)
+                column = "component" if state.loop else str(d)
                 src.do(f"fs_store(out{output + group}, row * {width} + {column}, {value.text});")
 
 
@@ -134,7 +134,7 @@ def _lists(src: Source, state: State, output: int) -> None:
                         "{ best = value; index = mine; taken = part; }",
                     )
                 src.do(f"if (taken >= 0) ++head{d}[taken];")
-                column = "component" if state.terms.loop else str(d)
+                column = "component" if state.loop else str(d)
                 at = f"(row * {k} + s) * {total} + {column}"
                 for group, kind in enumerate(state.rule.outputs):
                     what = "index" if kind is Kind.INDEX else "best"

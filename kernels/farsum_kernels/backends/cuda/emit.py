@@ -161,20 +161,21 @@ class Emitter:
         self._frames[-1].values[n] = Value(text, "m" if self.program.code[n].prim in MASKS else "f")
 
     def long_values(self, symbol: str) -> dict[Loop, list[int]]:
-        """For each loop over a long F, the values of one row (or column) along it that its terms need."""
+        """For each loop over a long F or a long weight, the values of one row (or column) along it that its terms need."""
         found: dict[Loop, dict[int, None]] = {}
         for terms in self.program.terms:
-            if not terms.loop:
+            loop = terms.loop or terms.along
+            if not loop:
                 continue
-            own = found.setdefault(terms.loop, {})
+            own = found.setdefault(loop, {})
             stack, seen = list(terms.places), set()
             while stack:
                 n = stack.pop()
-                if n in seen or terms.loop not in self.loops_of(n):
+                if n in seen or loop not in self.loops_of(n):
                     continue
                 seen.add(n)
                 instr = self.program.code[n]
-                if self.symbols(n) == {symbol, terms.loop} and instr.prim not in MASKS:
+                if self.symbols(n) == {symbol, loop} and instr.prim not in MASKS:
                     own[n] = None
                     continue
                 stack.extend(instr.args)

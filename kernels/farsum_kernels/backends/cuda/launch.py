@@ -81,7 +81,7 @@ class Kernel:
             Want(simplified(part.formula), part.weight and simplified(part.weight), part.rule.additive)
             for part in self.parts
         ]
-        self.program: Program = lower(wants, UNROLL, list(CUDA))
+        self.program: Program = lower(wants, UNROLL, list(CUDA), long_weights=True)
         self.computed = COMPUTED_IN[spec.dtype]
         self.layouts = layouts_for(self.program, self.parts, np.dtype(self.computed).itemsize)
         self.work_per_pair = self.program.flops_per_pair()

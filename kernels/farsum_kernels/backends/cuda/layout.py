@@ -83,7 +83,7 @@ class Layout:
 def layouts_for(program: Program, parts: Sequence[Part], itemsize: int) -> tuple[Layout, ...]:
     """The layouts that a job may be run with: the widest first, then those for fewer rows."""
     listed = any(p.rule.listed for p in parts)
-    chunk = CHUNK if any(t.loop for t in program.terms) and not listed else 1
+    chunk = CHUNK if any(t.long for t in program.terms) and not listed else 1
     if paneled(program):
         rows, columns = _panel_side(parts, itemsize, chunk)
         run = 16 // itemsize
@@ -146,7 +146,7 @@ def _registers(rule: Reduction, k: int, terms: Terms) -> int:
     each = sum(3 if kind is Kind.WIDE else 1 for kind in kinds)
     if rule.listed:
         return each * (k if k <= IN_REGISTERS else 1)
-    return each * (CHUNK if terms.loop else 1)
+    return each * (CHUNK if terms.long else 1)
 
 
 def choose(layouts: Sequence[Layout], rows: int) -> int:

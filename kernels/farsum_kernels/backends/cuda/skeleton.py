@@ -21,7 +21,7 @@ from importlib.resources import files
 from farsum_kernels.backends.cuda.combine import combine_text
 from farsum_kernels.backends.cuda.emit import Emitter
 from farsum_kernels.backends.cuda.layout import Layout
-from farsum_kernels.backends.cuda.states import State
+from farsum_kernels.backends.cuda.states import LongWeights, State
 from farsum_kernels.backends.cuda.text import Source
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.job import Part
@@ -60,7 +60,7 @@ def kernel_text(program: Program, parts: Sequence[Part], dtype: str, computed: s
     """The text of the kernels for the reductions of one program, arrays of `dtype` and one layout."""
     kernel = Skeleton(program, parts, SCALARS[computed], ELEMENTS[dtype], layout)
     kernel.build()
-    extents = [t.dim for t in program.terms if t.loop]
+    extents = [s.extent for s in kernel.states if s.loop]
     combine = combine_text(kernel.states, ELEMENTS[dtype], layout)
     prelude = [files(__package__).joinpath(name).read_text() for name in ("prelude.cuh", "numbers.cuh")]
     dtypes = {"float": "float32", "double": "float64", "long long": "int64"}
@@ -88,7 +88,8 @@ class Skeleton(Emitter):
         self.states: list[State] = []
         for place, (part, terms) in enumerate(zip(parts, program.terms, strict=True)):
             first = sum(len(s.kinds) for s in self.states)
-            self.states.append(State(self, part, terms, place, first))
+            kind = LongWeights if terms.along else State
+            self.states.append(kind(self, part, terms, place, first))
         self._long_words = {
             n: w for w, n in enumerate(n for own in self.long_values(J).values() for n in own)
         }
@@ -190,7 +191,7 @@ class Skeleton(Emitter):
                 for state in self.states:
                     state.flush()
         for state in self.states:
-            with self._along(state.terms.loop, self._long_rows):
+            with self._along(state.loop, self._long_rows):
                 state.leave()
 
     def _place_in(self, loop: Loop) -> str:
@@ -242,11 +243,11 @@ class Skeleton(Emitter):
         with src.block("auto block = [&](const int base, auto whole)", "};"), self.frame():
             self._open_block()
             self.tiled_folds()
-            short = [s for s in self.states if not s.terms.loop]
+            short = [s for s in self.states if not s.loop]
             if short:
                 self._pairs(short)
-            for loop in dict.fromkeys(s.terms.loop for s in self.states if s.terms.loop):
-                self._long_pairs(loop, [s for s in self.states if s.terms.loop == loop])
+            for loop in dict.fromkeys(s.loop for s in self.states if s.loop):
+                self._long_pairs(loop, [s for s in self.states if s.loop == loop])
         step = layout.block_columns
         if layout.panel:
             # Long work per pair: one text for whole and cut blocks costs a hundredth and saves registers.
@@ -289,6 +290,8 @@ class Skeleton(Emitter):
         places = [n for s in states for n in s.terms.places]
         fixed = {m for n in places for m in self.outside(n, loop)}
         self.materialize([m for m in sorted(fixed) if {I, J} == self.symbols(m)], "r", "c")
+        for state in states:
+            state.open_block()
         texts = self._long_rows | {n: f"w[c][{self._long_word(n)} + k]" for n in self._long_words}
         with self.src.loop("k", self.layout.chunk), self._along(loop, texts):
             self._pairs(states)

@@ -7,7 +7,8 @@ numbers of the data's dtype, which is what lets its error not grow with N on dev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from farsum_kernels.backends.cuda.emit import TYPES, run_rule
@@ -30,13 +31,16 @@ class State:
     def __init__(self, kernel: Skeleton, part: Part, terms: Terms, place: int, first: int) -> None:
         self.kernel, self.src, self.scalar = kernel, kernel.src, kernel.scalar
         self.part, self.rule, self.terms, self.first = part, part.rule, terms, first
+        # The loop over components that are too many to write out, of F or of its weight.
+        self.loop = terms.loop or terms.along
         self.dim = 1 if terms.loop else terms.dim
         self.kinds = self.rule.state(self.dim, len(terms.weight))
         self.compensated = Kind.WIDE in self.kinds
         self.listed = part.k if self.rule.listed else 0
         self.in_memory = self.listed > IN_REGISTERS
-        self.chunk = kernel.layout.chunk if terms.loop else 1
-        self.repeat = (terms.dim if terms.loop else 1) * (self.listed or 1)
+        self.chunk = kernel.layout.chunk if self.loop else 1
+        self.extent = self.loop.extent if self.loop else 1
+        self.repeat = self.extent * (self.listed or 1)
         imms = self.rule.identity(self.dim, len(terms.weight))
         self.identity = tuple(
             number(x if isinstance(x, str) else repr(x), LARGEST[self.scalar]) for x in imms
@@ -59,18 +63,22 @@ class State:
         return "0" if self.kinds[c] is Kind.INDEX else literal(self.identity[c], self.scalar)
 
     def _each(self) -> tuple[str, ...]:
-        return ("r", "k") if self.terms.loop else ("r",)
+        return ("r", "k") if self.loop else ("r",)
 
     @property
     def _at(self) -> str:
         return "".join(f"[{x}]" for x in self._each())
 
-    @property
-    def _shape(self) -> str:
-        return f"[{self.kernel.layout.rows}]" + (f"[{self.chunk}]" if self.terms.loop else "")
+    def _place(self, c: int) -> str:
+        """Where component c of the state of row r, and of component k of a long F, is in its array."""
+        return self._at
 
-    def _values(self, names: Sequence[str], at: str) -> list[Value]:
-        return [Value(n + at, self._kind(k)) for n, k in zip(names, self.kinds, strict=True)]
+    def _shape(self, c: int) -> str:
+        return f"[{self.kernel.layout.rows}]" + (f"[{self.chunk}]" if "[k]" in self._place(c) else "")
+
+    def _values(self, names: Sequence[str]) -> list[Value]:
+        kinds = enumerate(self.kinds)
+        return [Value(n + self._place(c), self._kind(k)) for n, (c, k) in zip(names, kinds, strict=True)]
 
     # ── the life of a state ───────────────────────────────────────────────────────────────────────
 
@@ -80,18 +88,14 @@ class State:
             self._declare_lists()
             return
         for c, kind in enumerate(self.kinds):
-            self.src.do(f"{self._type(kind)} {self._names[c]}{self._shape};")
-            if self.compensated:
-                self.src.do(
-                    f"{self._type(kind)} {self._highs[c]}{self._shape}, {self._lows[c]}{self._shape};"
-                )
+            names = [self._names[c], *((self._highs[c], self._lows[c]) if self.compensated else ())]
+            self.src.do(f"{self._type(kind)} {', '.join(name + self._shape(c) for name in names)};")
         with self.kernel.nest(*self._each()):
             for c in range(len(self.kinds)):
-                self.src.do(f"{self._names[c]}{self._at} = {self._fresh(c)};")
+                at = self._place(c)
+                self.src.do(f"{self._names[c]}{at} = {self._fresh(c)};")
                 if self.compensated:
-                    self.src.do(
-                        f"{self._highs[c]}{self._at} = {self._fresh(c)};", f"{self._lows[c]}{self._at} = 0;"
-                    )
+                    self.src.do(f"{self._highs[c]}{at} = {self._fresh(c)};", f"{self._lows[c]}{at} = 0;")
 
     def accumulate(self, column_guard: str) -> None:
         """Inside a nest over r and c: take the pair into a sum, or set its terms aside for `update`."""
@@ -102,6 +106,9 @@ class State:
             return
         for name, n in zip(self._terms, (*self.terms.value, *self.terms.weight), strict=True):
             self.src.do(f"{name}[r][c] = {self.kernel.get(n).text};")
+
+    def open_block(self) -> None:
+        """Before the loop over the components of a long F: what they share."""
 
     def declare_terms(self) -> None:
         """Before the nest whose terms `update` takes."""
@@ -132,7 +139,7 @@ class State:
         if self.listed:
             self._push(terms, places)
             return
-        values = self._values(self._names, self._at)
+        values = self._values(self._names)
 
         def write() -> None:
             new = run_rule(self.src, self.scalar, [*values, *flat(terms), *places], self._accumulation(terms))
@@ -174,9 +181,8 @@ class State:
         if not self.compensated:
             return
         with self.kernel.nest(*self._each()):
-            at = self._at
-            highs, parts = self._values(self._highs, at), self._values(self._names, at)
-            lows = [Value(n + at, "f") for n in self._lows]
+            highs, parts = self._values(self._highs), self._values(self._names)
+            lows = [Value(n + self._place(c), "f") for c, n in enumerate(self._lows)]
             count = len(self.kinds)
 
             def rule(args: list[Val]) -> Sequence[Val]:
@@ -198,14 +204,24 @@ class State:
             new = run_rule(self.src, self.scalar, [*highs, *lows, *parts], rule)
             for c, kind in enumerate(self.kinds):
                 a, b, rest = new[c], new[count + c], new[2 * count + c]
-                if kind is Kind.WIDE:
-                    self.src.do(
-                        f"{lows[c].text} = {rest.text};",
-                        f"fs_two_sum({a.text}, {b.text}, {highs[c].text}, {lows[c].text});",
-                    )
-                else:
-                    self.src.do(f"{highs[c].text} = {a.text};")
-                self.src.do(f"{parts[c].text} = {self._fresh(c)};")
+                with self._once(c):
+                    if kind is Kind.WIDE:
+                        self.src.do(
+                            f"{lows[c].text} = {rest.text};",
+                            f"fs_two_sum({a.text}, {b.text}, {highs[c].text}, {lows[c].text});",
+                        )
+                    else:
+                        self.src.do(f"{highs[c].text} = {a.text};")
+                    self.src.do(f"{parts[c].text} = {self._fresh(c)};")
+
+    @contextmanager
+    def _once(self, c: int) -> Iterator[None]:
+        """Around what changes component c, which all k may share: after the last of them has read it."""
+        if self.loop and "[k]" not in self._place(c):
+            with self.src.block(f"if (k == {self.chunk - 1})"):
+                yield
+        else:
+            yield
 
     # ── ordered lists of K ────────────────────────────────────────────────────────────────────────
 
@@ -217,7 +233,7 @@ class State:
 
     def _repeat(self, s: str) -> str:
         """The number of place s among the repeats of a component."""
-        return f"component * {self.listed} + {s}" if self.terms.loop else s
+        return f"component * {self.listed} + {s}" if self.loop else s
 
     def _declare_lists(self) -> None:
         layout = self.kernel.layout
@@ -270,8 +286,8 @@ class State:
                         self.src.do(f"o{self.first + c}[{at}] = {name}[r][s];")
             return
         with self.kernel.nest(*self._each()):
-            if self.terms.loop:
-                with self.src.block(f"if (component + k < {self.terms.dim})"):
+            if self.loop:
+                with self.src.block(f"if (component + k < {self.extent})"):
                     self._write("(component + k)")
             else:
                 with self.src.block("if (component == 0)"):
@@ -279,14 +295,60 @@ class State:
 
     def _write(self, repeat: str) -> None:
         for c, kind in enumerate(self.kinds):
-            value = self._names[c] + self._at
+            value = self._names[c] + self._place(c)
             if self.compensated:
-                value = self._highs[c] + self._at
+                value = self._highs[c] + self._place(c)
                 if kind is Kind.WIDE:
-                    value = f"(double){value} + (double){self._lows[c]}{self._at}"
+                    value = f"(double){value} + (double){self._lows[c]}{self._place(c)}"
                     if self.rule.additive and (factor := self.terms.factor[c]) is not None:
                         value = f"({value}) * (double){self.kernel.get(factor).text}"
             self.src.do(f"o{self.first + c}[{self.kernel.stored_at(repeat, 'r')}] = {value};")
+
+
+class LongWeights(State):
+    """A shifted sum with a weight that is too wide to write out: maxima and exponentials are shared by its components."""
+
+    def _place(self, c: int) -> str:
+        return "[r][k]" if c == len(self.kinds) - 1 else "[r]"
+
+    def open_block(self) -> None:
+        """The new maxima of the rows, and what each pair counts for beside them."""
+        src, layout, rule = self.src, self.kernel.layout, self.rule
+        peak, share = rule.peak, rule.share
+        assert peak and share
+        self._shares, self._scale = src.name("p"), src.name("q")
+        src.do(
+            f"{self.scalar} {self._shares}[{layout.rows}][{layout.columns}], {self._scale}[{layout.rows}];"
+        )
+        with self.kernel.nest("r", "c"):
+            value, outside = self.kernel.get(self.terms.value[0]).text, f"-fs_inf<{self.scalar}>()"
+            src.do(f"{self._shares}[r][c] = {self.kernel.inside('c')} ? {value} : {outside};")
+        with src.loop("r", layout.rows):
+            m = Value(f"{self._names[0]}[r]", "f")
+            terms = [Value(f"{self._shares}[r][{c}]", "f") for c in range(layout.columns)]
+
+            def rule_of(args: list[Val]) -> Sequence[Val]:
+                top = peak(args[0], args[1:])
+                return [top, share(args[0], top), *(share(x, top) for x in args[1:])]
+
+            top, scale, *shares = run_rule(src, self.scalar, [m, *terms], rule_of)
+            src.do(f"{self._scale}[r] = {scale.text};", f"{m.text} = {top.text};")
+            src.do(*(f"{t.text} = {x.text};" for t, x in zip(terms, shares, strict=True)))
+            if len(self.kinds) == 3:  # exp(x) itself is summed too
+                total = " + ".join(t.text for t in terms)
+                src.do(f"{self._names[1]}[r] = fs_fma({self._names[1]}[r], {scale.text}, {total});")
+
+    def declare_terms(self) -> None:
+        with self.src.loop("r", self.kernel.layout.rows):
+            self.src.do(f"{self._names[-1]}[r][k] *= {self._scale}[r];")
+
+    def accumulate(self, column_guard: str) -> None:
+        with self.src.block(f"if ({column_guard})"), self.kernel.frame():
+            weight, total = self.kernel.get(self.terms.weight[0]).text, f"{self._names[-1]}[r][k]"
+            self.src.do(f"{total} = fs_fma({self._shares}[r][c], {weight}, {total});")
+
+    def update(self) -> None:
+        """All was done in the nest."""
 
 
 def flat(terms: list[list[Value]]) -> list[Value]:
