@@ -9,7 +9,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__", "connect", "disconnect", "drop", "errors", "get", "ping", "put", "show_progress",
+    "__version__", "connect", "disconnect", "drop", "errors", "get", "ping", "program", "put", "repeat", "show_progress",
 ]  # fmt: skip
 
 
@@ -84,6 +84,48 @@ def drop(*handles: Any) -> None:
     from farsum import handle as module
 
     module.drop(*handles)
+
+
+def program(function: Any) -> Any:
+    """A decorator: the function over arrays is recorded at each call, and runs as one job where work goes to.
+
+    The function is called with recorded arrays, which know their shape (rows, dim) and their dtype. It may use them in
+    LazyTensors, in arithmetic, in functions of NumPy and in `farsum.repeat`, and returns an array or a tuple of
+    arrays. What is recorded is data; no code of yours runs on a server. See docs/loops.md.
+
+    deadline_s, keep   of the call: give up after so many seconds; leave the results there, as handles
+    watch              of the call: a function that is shown the results as they stand, once a second
+    .submit(…)         the same without waiting
+    .__wrapped__(…)    the function as it stands, call by call
+
+    >>> import numpy as np
+    >>> from farsum.numpy import Vi, Vj
+    >>> @program
+    ... def smoothed(x, v):
+    ...     K = (-Vi(x).sqdist(Vj(x))).exp()
+    ...     return repeat(lambda v: (K @ v) / K.sum(axis=1), v, times=10)
+    >>> smoothed(np.random.rand(5, 3), np.random.rand(5, 1)).shape
+    (5, 1)
+    """
+    from farsum.loops import RecordedFunction
+
+    return RecordedFunction(function)
+
+
+def repeat(step: Any, *state: Any, times: int, until: float | None = None, history: bool = False) -> Any:
+    """The states after `step` has been applied to them so many times: a loop, in a program one that runs there.
+
+    step      takes the states and returns the next ones, of the same shapes and dtypes; with `until`, one number
+              more, the measure
+    until     the loop ends once the measure is below it; reaching `times` is no error
+    history   give the measures too, (times, 1), NaN after the last round
+
+    Outside of a program the step runs as it stands, call by call. Raises SolverDidNotConverge for a measure that
+    is NaN, FormulaError, ShapeError or DtypeError for states that do not stay what they are.
+    """
+    from farsum import loops
+
+    return loops.repeat(step, *state, times=times, until=until, history=history)
 
 
 def show_progress(on: bool) -> None:

@@ -13,6 +13,7 @@ from farsum import progress
 from farsum.arrays import Array, as_ranges
 from farsum.futures import Submitted, mapped
 from farsum.handle import Handle, handle_of
+from farsum.recorded import Tape, record_step, tape_of
 from farsum.target import prepared, remote
 from farsum_kernels.errors import DtypeError, EngineMissing, FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, node, variables
@@ -140,6 +141,10 @@ class Computation:
             raise OperandError(
                 "out receives a result, and keep leaves it where it is computed: give one of them"
             )
+        if tape := tape_of(arrays.values()):
+            values = _recorded(tape, spec, arrays, names, out is not None or keep or deadline_s is not None)
+            values = tuple(v.astype(dtype) if self.is_wide(dtype) else v for v in values)
+            return values[0] if len(values) == 1 else values
         options = progress.options(deadline_s, keep)
         try:
             result = prepared(spec).run(within_reach(arrays), options)
@@ -171,7 +176,7 @@ class Computation:
         self, arrays: Mapping[int, Array], dtype: str, ranges: Sequence[Array] | None
     ) -> tuple[Spec, Mapping[int, Array]]:
         """The job, and the arrays that it takes."""
-        wide = self.accuracy is not AUTO and self._is_wide(dtype)
+        wide = self.is_wide(dtype)
         if wide:
             arrays = {n: a.astype(np.float64) for n, a in arrays.items()}
         if ranges is not None:
@@ -183,11 +188,14 @@ class Computation:
         values = result.values
         if keep:
             values = tuple(v if isinstance(v, Handle) else handle_of(v) for v in values)
-        if self.accuracy is not AUTO and self._is_wide(dtype):
+        if self.is_wide(dtype):
             values = tuple(v.astype(dtype) for v in values)
         return values[0] if len(values) == 1 else values
 
-    def _is_wide(self, dtype: str) -> bool:
+    def is_wide(self, dtype: str) -> bool:
+        """Is it computed in float64 and rounded once? Raises FormulaError for an accumulator that is too narrow."""
+        if self.accuracy is AUTO:
+            return False
         self.accuracy.check_dtype(dtype)
         return self.accuracy.wide and dtype != "float64"
 
@@ -214,6 +222,17 @@ def within_reach(arrays: Mapping[int, Any]) -> Mapping[int, Any]:
     if any([type(a) is Handle for a in arrays.values()]) and remote() is None:
         return {n: a.here() if isinstance(a, Handle) else a for n, a in arrays.items()}
     return arrays
+
+
+def _recorded(
+    tape: Tape, spec: Spec, arrays: Mapping[int, Any], names: Mapping[int, str] | None, run: bool
+) -> tuple[Any, ...]:
+    """The results as arrays of the program that is being recorded."""
+    if run:
+        raise FormulaError("out, keep and deadline_s belong to the call of a program, not to its steps")
+    extent = check_arrays(spec, arrays, names)
+    made = zip(output_dtypes(spec), output_shapes(spec, extent), strict=True)
+    return record_step(tape, spec, arrays, list(made))
 
 
 def _check_out(out: Any, spec: Spec, extent: Extent) -> None:

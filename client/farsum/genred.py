@@ -126,7 +126,7 @@ class Genred(Submits):
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
         check_backend(backend)
-        arrays, dtype = self._typed(args)
+        arrays, dtype = self.typed(args)
         names = {a.index: a.label for a in self._arguments}
         return self.computation.run(arrays, dtype, names, ranges, out, deadline_s, keep)
 
@@ -141,7 +141,7 @@ class Genred(Submits):
 
         Raises ShapeError or DtypeError at once. `asubmit` is the same, awaited.
         """
-        arrays, dtype = self._typed(args)
+        arrays, dtype = self.typed(args)
         names = {a.index: a.label for a in self._arguments}
         return self.computation.submit(arrays, dtype, names, ranges, deadline_s, keep)
 
@@ -149,10 +149,10 @@ class Genred(Submits):
         """What a call on these arrays computes, sends and costs, without computing anything."""
         from farsum.explain import explained
 
-        return explained(self.computation, *self._typed(args), self.formula)
+        return explained(self.computation, *self.typed(args), self.formula)
 
-    def _typed(self, args: Sequence[Any]) -> tuple[dict[int, Array], str]:
-        """The arrays by variable index, all of one dtype."""
+    def typed(self, args: Sequence[Any]) -> tuple[dict[int, Array], str]:
+        """The arrays of a call by variable index, all of one dtype, and that dtype."""
         args = tuple(map(as_reals, args))
         arrays = self._inputs(args)
         for argument, array in zip(self._arguments, args, strict=True):

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from farsum.arrays import Array, Slot, described
+from farsum.compute import check_backend
+from farsum.handle import Handle
 from farsum.lazy import Lazy, made_from, of_input
 from farsum.reduced import Reduced
-from farsum.solve import conjugate_gradient, ridged, time_left
+from farsum.systems import found, solve_by, widened
 from farsum_kernels.errors import (
     AxisError,
     DimensionError,
@@ -17,18 +19,19 @@ from farsum_kernels.errors import (
     InputMissing,
     OperandError,
     ShapeError,
+    SolverDidNotConverge,
 )
 from farsum_kernels.formula.expr import VAR, I, J, P, variable
 from farsum_kernels.formula.grad import check_linear
 
-_SOLVING = ("alpha", "eps", "max_iterations")
+_SOLVING = ("alpha", "eps", "max_iterations", "method", "precond")
 
 
 class Inverse:
     """a = (alpha·Id + K)⁻¹ b, to be called: with the arrays of the symbolic variables, in rising order of index.
 
     The variable with the index of `solve`'s right-hand side takes b. Without symbolic variables the call
-    takes nothing. `alpha`, `eps` and `max_iterations` may be given at the call too.
+    takes nothing. The options of solving may be given at the call too.
     """
 
     def __init__(self, product: Reduced, unknown: int, b: Array | None, options: dict[str, Any]) -> None:
@@ -41,8 +44,10 @@ class Inverse:
         words = "nothing" if self._b is not None else ", ".join(map(str, self._product.slots))
         return f"Inverse of {self._product.formula}\n  call it with {words} to solve"
 
-    def __call__(self, *args: Any, deadline_s: float | None = None, **options: Any) -> Array:
-        """The solution, an array shaped like b.
+    def __call__(
+        self, *args: Any, deadline_s: float | None = None, keep: bool = False, **options: Any
+    ) -> Any:
+        """The solution, an array shaped like b; with `keep` a handle to it, where it was computed.
 
         Raises SolverDidNotConverge, with the iterate and the residuals; ShapeError for arguments that do not fit.
         """
@@ -58,24 +63,31 @@ class Inverse:
             )
         place = next(n for n, slot in enumerate(slots) if slot.index == self._unknown)
         given = list(args)
-        if not isinstance(given[place], np.ndarray):
+        if not isinstance(given[place], np.ndarray | Handle):
             raise OperandError(f"the right-hand side must be a NumPy array, not {described(given[place])}")
-        arrays, *_ = self._product._arranged(tuple(given))
-        b = arrays[self._product.frame.inputs.index(slots[place])]
+        arrays, dtype, _ = self._product._arranged(tuple(given))
+        place = self._product.frame.inputs.index(slots[place])
+        b = arrays[place]
         self._check_rows(arrays, b)
         batch = np.broadcast_shapes(
             *(a.shape[: -1 if h.category == P else -2] for h, a in self._held(arrays))
         )
-        b = np.broadcast_to(b, (*batch, *b.shape[-2:]))
-        left = time_left(deadline_s)
+        arrays[place] = widened(b, batch)
+        options.pop("device_id", None)
+        check_backend(options.pop("backend", None) or "auto")
+        ranges = options.pop("ranges", self._product.ranges)
+        if options:
+            raise TypeError(f"solve takes no option {next(iter(options))!r}")
+        rule = solve_by(arrays[place], place, **solving)
+        try:
+            (a,) = found(self._product.computation, arrays, dtype, rule, ranges, deadline_s, keep)
+        except SolverDidNotConverge as error:
+            if error.iterate is not None:
+                error.iterate = self._numbers(error.iterate)
+            raise
+        return self._numbers(a)
 
-        def product(p: Array) -> Array:
-            given[place] = p
-            found = self._product(*given, deadline_s=left(), **options)
-            return found.view(p.dtype) if found.dtype != p.dtype else found  # type: ignore[no-any-return]
-
-        alpha, rest = solving["alpha"], {k: v for k, v in solving.items() if k != "alpha"}
-        a = conjugate_gradient(ridged(product, alpha), b, **rest)
+    def _numbers(self, a: Any) -> Any:
         return a.view(f"complex{16 * a.dtype.itemsize}") if self._product.is_complex else a
 
     def _held(self, arrays: dict[int, Array]) -> list[tuple[Any, Array]]:
@@ -97,7 +109,7 @@ def solve(lazy: Any, other: Any, var: Any, call: bool, options: dict[str, Any]) 
         raise TypeError("solve takes no out: it gives a new array")
     solving = {"alpha": 1e-10, "eps": 1e-6, "max_iterations": None}
     solving |= {key: options.pop(key) for key in _SOLVING if key in options}
-    deadline_s = options.pop("deadline_s", None)
+    deadline_s, keep = options.pop("deadline_s", None), options.pop("keep", False)
     b = _right_hand_side(other)
     category, slot = b.axis, b.frame.inputs[0]
     symbolic = isinstance(slot, Slot)
@@ -118,12 +130,12 @@ def solve(lazy: Any, other: Any, var: Any, call: bool, options: dict[str, Any]) 
         )
     reduced = summed._reduce("Sum", 1 if category == I else 0, call=False, **options)
     made = Inverse(reduced, index, None if symbolic else b.variables[0], solving)
-    return made(deadline_s=deadline_s) if call and not symbolic else made
+    return made(deadline_s=deadline_s, keep=keep) if call and not symbolic else made
 
 
 def _right_hand_side(other: Any) -> Any:
     """The right-hand side as a lazy tensor of one array or symbol, along i or j."""
-    if isinstance(other, np.ndarray):
+    if isinstance(other, np.ndarray | Handle):
         if other.ndim != 2:
             raise ShapeError(
                 f"the right-hand side is an array (N, E), Vi(b), Vj(b) or a LazyTensor of one array; received an array "

@@ -85,7 +85,7 @@ class Matrix(Reductions):
         other   an array (N, E) or a LazyTensor Vi(b) or Vj(b); symbolic: the result is called with b
         var     the variable that K is linear in, when K is a formula such as K_ij * Vj(0, E)
         call    False gives a callable object instead of solving
-        alpha, eps, max_iterations, backend, device_id, ranges, dtype_acc, use_double_acc, sum_scheme
+        alpha, eps, max_iterations, method, precond, backend, device_id, ranges, dtype_acc, use_double_acc, sum_scheme
                 see `farsum.numpy.KernelSolve`
 
         Raises SolverDidNotConverge, which holds what was reached.
@@ -93,6 +93,29 @@ class Matrix(Reductions):
         from farsum.inverse import solve
 
         return solve(self, other, var, call, options)
+
+    def eigsh(
+        self,
+        k: int = 6,
+        which: str = "LM",
+        *,
+        tol: float = 0,
+        max_products: int | None = None,
+        seed: int = 0,
+        deadline_s: float | None = None,
+    ) -> tuple[Array, Array]:
+        """k eigenvalues (k,), rising, and eigenvectors (N, k), of a symmetric K, which is not checked.
+
+        which         "LM" the largest in magnitude, "LA" the largest, "SA" the smallest; as in SciPy
+        tol           of the residuals, relative to the largest eigenvalue; 0 for what the dtype allows
+        max_products  give up after so many products K @ v; None for 100·(2k + 20)
+        seed          of the vector that the iteration starts from
+
+        On a server the whole iteration is one call. Raises SolverDidNotConverge, with both as they stood.
+        """
+        from farsum.spectrum import eigsh
+
+        return eigsh(self, k, which, tol, max_products, seed, deadline_s)
 
     # ── as an array ───────────────────────────────────────────────────────────────────────────────
 

@@ -14,6 +14,7 @@ from farsum.handle import Handle, put
 from farsum.lazy import printed
 from farsum_kernels.errors import FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, P, swap_axes, variable
+from farsum_kernels.job import dtype_name
 
 if TYPE_CHECKING:
     from farsum.explain import Explanation
@@ -261,12 +262,12 @@ class Reduced(Submits):
             names[place] = f"argument {count} ({slot})"
             given[place] = _given(arg, slot, names[place])
             if isinstance(arg, np.ndarray | Handle):
-                dtype = promoted(dtype, given[place].dtype.name)
+                dtype = promoted(dtype, dtype_name(given[place].dtype))
         if dtype is None:
             raise OperandError("at least one argument must be an array, not a number")
         if self.is_complex and dtype == "float16":
             dtype = "float32"
-        arrays = {n: a if a.dtype.name == dtype else a.astype(dtype) for n, a in given.items()}
+        arrays = {n: a if dtype_name(a.dtype) == dtype else a.astype(dtype) for n, a in given.items()}
         return {**self._held(dtype), **arrays}, dtype, names
 
     def grad(self, v: LazyTensor, e: Any) -> Array:

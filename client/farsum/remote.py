@@ -22,6 +22,7 @@ from farsum.session import AWAY_S, Session
 from farsum.upload import Item, upload_array
 from farsum_kernels.errors import HandleGone, ServerUnreachable
 from farsum_kernels.job import RANGES, Options, Outlook, Result, Spec, check_arrays
+from farsum_kernels.program import Program
 from farsum_proto import tensor, wire
 
 Array = NDArray[Any]
@@ -46,7 +47,7 @@ class RemoteEngine:
     def __init__(self, target: str, away_s: float = AWAY_S) -> None:
         self.target = target
         self.session = Session(target, _version(), away_s)
-        self._prepared: dict[Spec, RemotePrepared] = {}
+        self._prepared: dict[Spec | Program, RemotePrepared] = {}
 
     def __repr__(self) -> str:
         return f"RemoteEngine({self.target!r})"
@@ -61,7 +62,7 @@ class RemoteEngine:
     def closed(self) -> bool:
         return self.session.closed
 
-    def prepare(self, spec: Spec) -> RemotePrepared:
+    def prepare(self, spec: Spec | Program) -> RemotePrepared:
         """Equal specs give one object: a lazy tensor asks anew for each reduction."""
         found = self._prepared.get(spec)
         if found is None:
@@ -176,7 +177,7 @@ class RemoteFuture(Future[Result]):
 class RemotePrepared:
     """Implements farsum_kernels.job.Prepared."""
 
-    def __init__(self, engine: RemoteEngine, spec: Spec) -> None:
+    def __init__(self, engine: RemoteEngine, spec: Spec | Program) -> None:
         self.spec = spec
         self._engine = engine
         self._last: tuple[object, bytes] = None, b""
@@ -189,15 +190,23 @@ class RemotePrepared:
         faces = [(n, a.shape, a.dtype) for n, a in arrays.items()]
         known, form = self._last
         if faces != known:
-            check_arrays(self.spec, arrays)
+            if isinstance(self.spec, Program):
+                self.spec.check(arrays)
+            else:
+                check_arrays(self.spec, arrays)
             form = wire.encode_form(self.spec, {n: a.shape for n, a in arrays.items()})
             self._last = faces, form
         return form
 
     def _call(self, arrays: Mapping[int, Any], options: Options) -> Call:
-        own = {n: _ordered(arrays[n]) for n in (*self.spec.inputs, *RANGES) if n in arrays}
-        dtypes = tuple("int64" if n in RANGES else self.spec.dtype for n in own)
-        return Call(self._engine, self._form(own), tuple(own.values()), dtypes, options)
+        if isinstance(self.spec, Program):
+            own = {n: _ordered(arrays[n]) for n in range(len(self.spec.inputs)) if n in arrays}
+            dtypes = tuple(value.dtype for value in self.spec.inputs)
+        else:
+            own = {n: _ordered(arrays[n]) for n in (*self.spec.inputs, *RANGES) if n in arrays}
+            dtypes = tuple("int64" if n in RANGES else self.spec.dtype for n in own)
+        results = self.spec.results if isinstance(self.spec, Program) else ()
+        return Call(self._engine, self._form(own), tuple(own.values()), dtypes, options, results)
 
     def run(self, arrays: Mapping[int, Any], options: Options = Options()) -> Result:
         """Evaluate on the server and wait. Ctrl-C cancels there too.

@@ -1,25 +1,24 @@
-"""Linear systems whose matrix is a reduction: conjugate gradients, `KernelSolve`, and the solvers below it.
+"""Linear systems whose matrix is a reduction: `KernelSolve`, and the solvers below it for an operator of your own.
 
-The iteration is that of M. R. Hestenes and E. Stiefel, Methods of conjugate gradients for solving linear
-systems, J. Res. Nat. Bur. Standards 49 (1952), with the preconditioning of P. Concus, G. H. Golub and
-D. P. O'Leary (1976). Its vectors are in the dtype of the right-hand side where an operator sees them; the
-solution, the residual and all scalars are in float64, which costs a few rows next to a product.
+The iterations are those of farsum_kernels.iterations. A system of arrays is solved where the arrays are, in one call;
+an operator that is a function is called here.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from math import isfinite, isqrt, sqrt
+from math import isqrt
 from typing import Any
 
 import numpy as np
 
-from farsum.arrays import Array, as_ranges, as_reals, checked, described, is_number
+from farsum.arrays import Array, as_reals, checked, described, is_number
+from farsum.compute import check_backend
 from farsum.genred import Genred
+from farsum.handle import Handle
+from farsum.systems import cap_of, found, positive, ridge_of, solve_by, widened
 from farsum_kernels.errors import (
-    DeadlineExceeded,
     DimensionError,
     DtypeError,
     FormulaError,
@@ -32,31 +31,10 @@ from farsum_kernels.formula.aliases import Argument, read_alias
 from farsum_kernels.formula.expr import P
 from farsum_kernels.formula.grad import check_linear
 from farsum_kernels.formula.text import parse
+from farsum_kernels.iterations.conjugate import conjugate_gradients
+from farsum_kernels.iterations.nystrom import drawn, nystrom
+from farsum_kernels.iterations.request import Iteration, Operator, Product, driven
 from farsum_kernels.job import extent_of
-
-Operator = Callable[[Array], Array]
-
-# Residuals of conjugate gradients go up and down. Eigenvalues spread evenly over six decades, far worse than
-# those of kernels, were measured to take 950 iterations without a new low at N = 2000, and 7000 in all (at
-# N = 200 more than 10·N), and yet to converge in float64; over nine decades they do not. Hence these two.
-PATIENCE = 2000
-LEAST_CAP = 10_000
-
-
-def time_left(deadline_s: float | None) -> Callable[[], float | None]:
-    """What is left of so many seconds from now, to be asked before each product; None where there is no end.
-
-    The asking raises DeadlineExceeded once nothing is left.
-    """
-    end = None if deadline_s is None else time.monotonic() + deadline_s
-
-    def left() -> float | None:
-        seconds = None if end is None else end - time.monotonic()
-        if seconds is not None and seconds <= 0:
-            raise DeadlineExceeded(f"the system was not solved within {deadline_s} s")
-        return seconds
-
-    return left
 
 
 def conjugate_gradient(
@@ -90,111 +68,13 @@ def conjugate_gradient(
     array([0.0909, 0.6364])
     """
     b = _vector(b)
-    return _iterate(linop, b, b.size * _positive(eps) ** 2, max_iterations, start)
+    iteration = conjugate_gradients(b, b.size * positive(eps) ** 2, cap_of(b, max_iterations), start=start)
+    return driven(iteration, lambda request: linop(request.vector))
 
 
-def ridged(product: Operator, alpha: float | None) -> Operator:
-    """p ↦ alpha·p + product(p), added in float64; product itself if alpha is None, False or 0.
-
-    Raises OperandError unless alpha is a real number.
-    """
-    if isinstance(alpha, np.ndarray) and alpha.ndim == 0:
-        alpha = alpha[()]
-    if alpha is None or alpha is False or (is_number(alpha) and not alpha):
-        return product
-    if not is_number(alpha):
-        raise OperandError(f"alpha is a real number, or None for no ridge term, not {alpha!r:.80}")
-    ridge = float(alpha)
-    return lambda p: ridge * p.astype(_wide(p)) + product(p)
-
-
-def _iterate(
-    linop: Operator,
-    b: Array,
-    target: float,
-    max_iterations: int | None,
-    start: Array | None = None,
-    precondition: Operator | None = None,
-) -> Array:
-    """Conjugate gradients until ‖r‖² < target; `precondition` approximates the inverse of linop."""
-    cap = max(LEAST_CAP, 10 * b.size) if max_iterations is None else _count(max_iterations)
-    if not b.any():
-        return np.zeros_like(b)
-    wide = _wide(b)
-    a, r, p = np.zeros(b.shape, wide), b.astype(wide), np.zeros(b.shape, wide)
-    residuals: list[float] = []
-    best, since, previous, indefinite = np.inf, 0, 1.0, False
-
-    def failed(why: str) -> SolverDidNotConverge:
-        if indefinite:
-            why += "; the operator is not positive definite"
-        return SolverDidNotConverge(
-            f"conjugate gradients did not converge: {why}. The residual is {residuals[-1]:.3g} after "
-            f"{len(residuals) - 1} iterations, {sqrt(target):.3g} was asked for. They need a symmetric "
-            f"positive definite operator; a larger alpha or eps makes the system easier",
-            a.astype(b.dtype),
-            residuals,
-        )
-
-    # Overflow is looked for, not warned about.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if start is not None:
-            a += _like(start, b, "start")
-            r -= _like(linop(a.astype(b.dtype)), b, "the operator gives an array that")
-        while True:
-            norm2 = _dot(r, r)
-            residuals.append(sqrt(norm2))
-            if not isfinite(norm2):
-                raise failed(_NOT_FINITE if start is None and not p.any() else "the residual is not finite")
-            if norm2 < target or norm2 == 0:
-                break
-            if len(residuals) > cap:
-                raise failed(f"{cap} iterations are over")
-            if residuals[-1] < 0.99 * best:
-                best, since = residuals[-1], len(residuals)
-            elif len(residuals) - since >= PATIENCE:
-                raise failed(f"the residual has not fallen below {0.99 * best:.3g} in {PATIENCE} iterations")
-            z = r if precondition is None else precondition(r)
-            along = norm2 if precondition is None else _dot(r, z)
-            if not (isfinite(along) and along > 0):
-                raise failed("rounding leaves the preconditioner not positive definite: alpha is too small")
-            # What the operator sees is rounded to the dtype of b, and the same numbers are used after.
-            seen = (z + along / previous * p).astype(b.dtype)
-            p, previous = seen.astype(wide), along
-            q = _like(linop(seen), b, "the operator gives an array that")
-            curvature = _dot(p, q)
-            if not isfinite(curvature):
-                raise failed("the operator gives numbers that are not finite")
-            if curvature == 0:
-                raise failed("a direction p has p·linop(p) = 0")
-            # A negative definite operator is solved as well, an indefinite one often: that is checked below.
-            indefinite = indefinite or curvature < 0
-            a += along / curvature * p
-            r -= along / curvature * q
-        if indefinite:
-            r = b - _like(linop(a.astype(b.dtype)), b, "the operator gives an array that")
-            rounding = 1000 * float(np.finfo(b.dtype).eps) * sqrt(_dot(b.astype(wide), b.astype(wide)))
-            if not _dot(r, r) <= max(target, rounding**2):
-                residuals.append(sqrt(_dot(r, r)))
-                raise failed("what the iteration found does not solve the system")
-        return a.astype(b.dtype)
-
-
-_NOT_FINITE = "the right-hand side holds numbers that are not finite, or too large to square"
-
-
-def _as_pairs(a: Array) -> Array:
+def _as_pairs(a: Any) -> Any:
     """Interleaved (re, im) as complex numbers, the last axis half as long."""
-    numbers: Array = a.view(np.result_type(a.dtype, np.complex64))
-    return numbers
-
-
-def _dot(u: Array, v: Array) -> float:
-    return float(np.vdot(u, v).real)
-
-
-def _wide(b: Array) -> np.dtype[Any]:
-    return np.result_type(b.dtype, np.float64)
+    return a.view(np.result_type(a.dtype, np.complex64))
 
 
 def _vector(given: Any) -> Array:
@@ -205,30 +85,6 @@ def _vector(given: Any) -> Array:
     if b.dtype.kind not in "fc":
         raise DtypeError(f"the right-hand side has dtype {b.dtype}; it holds real or complex numbers")
     return b
-
-
-def _like(x: Any, b: Array, what: str) -> Array:
-    """x as an array to compute with in float64. Raises ShapeError or DtypeError if it is not like b."""
-    x = np.asarray(x)
-    if x.shape != b.shape:
-        raise ShapeError(f"{what} has shape {x.shape} where the right-hand side has {b.shape}")
-    if x.dtype.kind not in "fiu" + "c" * (b.dtype.kind == "c"):
-        raise DtypeError(f"{what} has dtype {x.dtype} where the right-hand side has {b.dtype}")
-    wide: Array = x.astype(_wide(b), copy=False)
-    return wide
-
-
-def _positive(eps: Any) -> float:
-    if not is_number(eps) or not 0 < eps < np.inf:
-        raise FormulaError(f"eps is a number above 0, not {eps!r}: a residual of exactly 0 is never reached")
-    return float(eps)
-
-
-def _count(max_iterations: Any) -> int:
-    whole = isinstance(max_iterations, int | np.integer) and not isinstance(max_iterations, bool)
-    if not whole or max_iterations < 0:
-        raise FormulaError(f"max_iterations is a count from 0, or None, not {max_iterations!r}")
-    return int(max_iterations)
 
 
 class KernelSolve:
@@ -323,46 +179,46 @@ class KernelSolve:
         eps: float = 1e-6,
         ranges: Sequence[Array] | None = None,
         max_iterations: int | None = None,
+        method: str = "cg",
+        precond: int | bool = False,
         deadline_s: float | None = None,
-    ) -> Array:
+        keep: bool = False,
+    ) -> Any:
         """The solution for these arrays, one per alias: shapes (..., M, D), (..., N, D), (..., D), with M = N.
 
         alpha           the ridge: alpha·a is added to the sum. None or 0 for none
         eps             stop when ‖residual‖² < size of b times eps²
         max_iterations  as in `conjugate_gradient`
+        method          "cg", or "minres" for a matrix that is symmetric and not definite
+        precond         precondition with the Nyström approximation on so many points, or on √N of them (True);
+                        without batches, with alpha > 0
         deadline_s      give up after so many seconds, all products together
+        keep            leave the solution where it is computed, and give a handle to it
         backend, device_id, ranges
                         as in `Genred`; blocks of pairs must lie symmetric
 
         The result has the shape of b, broadcast to the batch axes of the others, and the dtype that NumPy
-        gives all arrays together. A complex b is solved as pairs of reals, and so is a.
+        gives all arrays together. A complex b is solved as pairs of reals, and so is a. On a server all
+        iterations are one call.
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent; SolverDidNotConverge,
         with the iterate and the residuals; DeadlineExceeded.
         """
-        left = time_left(deadline_s)
-        arrays = self._checked(args)
+        check_backend(backend)
+        held = self._checked(args)
         place = self._solved.index
-        b = arrays[place]
-        held = None if ranges is None else list(as_ranges(ranges).values())
-
-        def product(p: Array) -> Array:
-            value: Array = self._sum(
-                *arrays[:place],
-                p,
-                *arrays[place + 1 :],
-                backend=backend,
-                device_id=device_id,
-                ranges=held,
-                deadline_s=left(),
-            )
-            return value
-
-        a = conjugate_gradient(ridged(product, alpha), b, eps, max_iterations)
-        pairs = isinstance(args[place], np.ndarray) and args[place].dtype.kind == "c"
+        rule = solve_by(held[place], place, alpha, eps, max_iterations, method, precond)
+        arrays, dtype = self._sum.typed(held)
+        pairs = args[place].dtype.kind == "c"
+        try:
+            (a,) = found(self._sum.computation, arrays, dtype, rule, ranges, deadline_s, keep)
+        except SolverDidNotConverge as error:
+            if pairs and error.iterate is not None:
+                error.iterate = _as_pairs(error.iterate)
+            raise
         return _as_pairs(a) if pairs else a
 
-    def _checked(self, args: Sequence[Array]) -> list[Array]:
+    def _checked(self, args: Sequence[Any]) -> list[Any]:
         """The arrays, contiguous and of one dtype, the right-hand side with all batch axes.
 
         Copied once here, so that no product copies them again.
@@ -371,7 +227,7 @@ class KernelSolve:
             words = ", ".join(a.label for a in self._arguments)
             raise ShapeError(f"expected {len(self._arguments)} arguments ({words}), received {len(args)}")
         for argument, array in zip(self._arguments, args, strict=True):
-            if not isinstance(array, np.ndarray):
+            if not isinstance(array, np.ndarray | Handle):
                 raise OperandError(f"{argument.label} must be a NumPy array, not {described(array)}")
         reals = [as_reals(a) for a in args]
         for argument, array in zip(self._arguments, reals, strict=True):
@@ -380,13 +236,13 @@ class KernelSolve:
                 raise DtypeError(
                     f"{argument.label} has dtype {array.dtype} where dtype={self.dtype!r} was asked for"
                 )
-        dtype = np.result_type(*reals)
-        arrays = [np.ascontiguousarray(a, dtype) for a in reals]
+        dtype = np.result_type(*[a.dtype for a in reals])
+        arrays = [a.astype(dtype) if isinstance(a, Handle) else np.ascontiguousarray(a, dtype) for a in reals]
         place = self._solved.index
         arrays[place] = self._right_hand_side(arrays)
         return arrays
 
-    def _right_hand_side(self, arrays: Sequence[Array]) -> Array:
+    def _right_hand_side(self, arrays: Sequence[Any]) -> Any:
         """b with the batch axes of all arguments. Raises ShapeError where shapes do not fit a system."""
         rank = max(a.ndim for v, a in zip(self._arguments, arrays, strict=True) if v.category != P)
         shapes = {v.index: a.shape for v, a in zip(self._arguments, arrays, strict=True)}
@@ -404,7 +260,7 @@ class KernelSolve:
                 f"the right-hand side {self._solved.label} has {b.shape[-2]} rows, but the sum over "
                 f"{'ij'[self.axis]} gives {kept}: rows i and rows j of a system are the same points"
             )
-        return np.ascontiguousarray(np.broadcast_to(b, (*extent.batch, *b.shape[-2:])))
+        return widened(b, extent.batch)
 
 
 def _argument(name: Any, arguments: Sequence[Argument]) -> Argument:
@@ -481,15 +337,13 @@ def KernelLinearSolver(
     if x.ndim != 2 or b.ndim != 2 or len(x) != len(b):
         raise ShapeError(f"x has shape {x.shape} and b {b.shape}; they are (N, D) and (N, E)")
     b = b.astype(np.result_type(x, b), copy=False)
-    linop = ridged(lambda p: kernel(x, x, p), alpha)
-    if not precond:
-        return conjugate_gradient(linop, b, eps)
-    if alpha is None or not alpha > 0:
+    ridge, cap = ridge_of(alpha), cap_of(b, None)
+    target = positive(eps) ** 2 * (1 if precond else b.size)
+    if precond and not ridge > 0:
         raise FormulaError(f"precond needs alpha > 0, not {alpha!r}: it divides by alpha")
-    if not b.any():
-        return np.zeros_like(b)
-    inverse = _nystrom(kernel, x, b, float(alpha), precondKernel, np.random.default_rng(seed))
-    return _iterate(linop, b, _positive(eps) ** 2, None, precondition=inverse)
+    return driven(
+        _by_products(x, b, target, cap, ridge, precond, precondKernel, seed), _products_of(kernel, x)
+    )
 
 
 def _check_binding(binding: Any) -> None:
@@ -509,39 +363,32 @@ def _gaussian(K: Any) -> Callable[..., Array]:
     return lambda x, y, b: sum_(x, y, b, np.array([float(sigma) ** -2], b.dtype))
 
 
-def _nystrom(
-    kernel: Callable[..., Array],
+def _by_products(
     x: Array,
     b: Array,
-    alpha: float,
+    target: float,
+    cap: int,
+    ridge: float,
+    precond: bool,
     pairwise: Callable[..., Array] | None,
-    generator: np.random.Generator,
-) -> Operator:
-    """The inverse of alpha + K, with K replaced by its Nyström approximation."""
-    m, width = isqrt(len(x)), b.shape[1]
-    u = x[np.sort(generator.choice(len(x), m, replace=False))]
-    within, squared = np.empty((m, m)), np.empty((m, m))
-    if pairwise is not None:
-        within[:] = np.asarray(pairwise(np.repeat(u, m, axis=0), np.tile(u, (m, 1)), x)).reshape(m, m)
-    # K is known by what it does to E columns at a time; only N × E numbers are held.
-    for first in range(0, m, width):
-        columns = slice(first, min(first + width, m))
-        units = np.zeros((m, width), b.real.dtype)
-        units[np.arange(m)[columns], np.arange(columns.stop - first)] = 1
-        squared[:, columns] = kernel(u, x, kernel(x, u, units))[:, : columns.stop - first]
-        if pairwise is None:
-            within[:, columns] = kernel(u, u, units)[:, : columns.stop - first]
-    inner = alpha * within + squared
-    if not np.isfinite(inner).all():
-        raise SolverDidNotConverge("the kernel of the preconditioner gives numbers that are not finite")
-    # Eigenvalues lost in rounding are left out: the preconditioner then stays positive definite.
-    values, vectors = np.linalg.eigh((inner + inner.T) / 2)
-    kept = values > m * float(np.finfo(b.dtype).eps) * values[-1]
-    half = vectors[:, kept] / np.sqrt(values[kept])
+    seed: int | np.random.Generator,
+) -> Iteration[Array]:
+    inverse = None
+    if precond and b.any():
+        places = drawn(len(x), isqrt(len(x)), seed)
+        u, m, within = x[places], len(places), None
+        if pairwise is not None:
+            values = pairwise(np.repeat(u, m, axis=0), np.tile(u, (m, 1)), x)
+            within = np.asarray(values, np.float64).reshape(m, m)
+        inverse = yield from nystrom(b, ridge, places, within)
+    return (yield from conjugate_gradients(b, target, cap, ridge, precondition=inverse))
 
-    def inverse(r: Array) -> Array:
-        near = half @ (half.T @ kernel(u, x, r.astype(b.dtype)))
-        found: Array = (r - kernel(x, u, near.astype(b.dtype))) / alpha
-        return found
 
-    return inverse
+def _products_of(kernel: Callable[..., Array], x: Array) -> Callable[[Product], Array]:
+    """Products of K(x, x) and of its parts, by a function."""
+
+    def product(request: Product) -> Array:
+        rows = x if request.rows is None else x[request.rows]
+        return kernel(rows, x if request.columns is None else x[request.columns], request.vector)
+
+    return product

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from farsum_kernels.errors import EngineMissing
 from farsum_kernels.job import Engine, Prepared, Spec
+from farsum_kernels.program import Program
 
 if TYPE_CHECKING:
     from farsum.remote import RemoteEngine
@@ -72,8 +73,8 @@ def embedded() -> Engine:
         return _embedded
 
 
-def prepared(spec: Spec) -> Prepared:
-    """The reduction, ready on the engine that work goes to now."""
+def prepared(spec: Spec | Program) -> Prepared:
+    """The reduction or program, ready on the engine that work goes to now."""
     return engine().prepare(spec)
 
 

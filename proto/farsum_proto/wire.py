@@ -1,4 +1,4 @@
-"""Messages <-> values. The only module that names message fields; it does no I/O and keeps no state.
+"""Messages <-> values. With specs.py and programs.py, the only one that names message fields; no I/O, no state.
 
 Every decoder checks everything it is given, in time and memory bounded by the length of its input,
 and raises nothing but a FarsumError. Encoders trust their caller, who is us.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
@@ -20,7 +20,6 @@ from google.protobuf.message import DecodeError, Message
 from farsum_kernels.errors import (
     DtypeError,
     FarsumError,
-    FormulaError,
     FormulaTooLarge,
     MessageTooLarge,
     ProtocolMismatch,
@@ -30,18 +29,18 @@ from farsum_kernels.errors import (
     WireError,
     error_named,
 )
-from farsum_kernels.formula.expr import MAX_NODES, Flat, decode, encode
 from farsum_kernels.job import (
     ITEMSIZE,
-    MAX_PARTS,
     RANGES,
     ArrayRef,
-    Part,
     Spec,
     extent_of,
     output_dtypes,
     output_shapes,
 )
+from farsum_kernels.program import Program, cost_of
+from farsum_proto.programs import decode_program, encode_program
+from farsum_proto.specs import decode_spec, encode_spec
 from farsum_proto.v1 import farsum_pb2 as pb
 from farsum_proto.v1 import worker_pb2 as wpb
 
@@ -70,6 +69,10 @@ MAX_ARRAY_BYTES = 1 << 46
 MAX_HEADER_BYTES = 4096
 # gRPC refuses metadata above 8 KiB, and the message of a status travels there, percent-encoded.
 MAX_ERROR_CHARS = 2000
+# The last so many norms go with an iteration that gave up.
+MAX_RESIDUALS = 1 << 16
+# Results that are watched come whole in one message.
+MAX_WATCHED_BYTES = 4 << 20
 DIGEST_BYTES = 32
 # A token holds arrays on a server: the holder that a client named in its Hello, and a number of its own.
 HOLDER_BYTES = 8
@@ -87,84 +90,6 @@ def _parse(message: M, data: bytes) -> M:
     return message
 
 
-# ── formulas ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def _param(value: Any) -> pb.Param:
-    if isinstance(value, tuple):
-        return pb.Param(integers=pb.IntegerList(values=value))
-    return pb.Param(integer=value) if isinstance(value, int) else pb.Param(real=value)
-
-
-def _encode_spec(spec: Spec) -> pb.Spec:
-    flat, roots = encode(*spec.roots)
-    nodes = [pb.Node(op=op, args=args, params=map(_param, params)) for op, args, params in flat]
-    message = pb.Spec(nodes=nodes, axis=spec.axis, dtype=spec.dtype)
-    place = iter(roots)
-    for part in spec.parts:
-        made = message.parts.add(reduction=part.reduction, k=part.k)
-        made.formula = next(place)
-        if part.weight is not None:
-            made.weight = next(place)
-    return message
-
-
-def _literal(param: pb.Param) -> Any:
-    match param.WhichOneof("kind"):
-        case "integer":
-            return param.integer
-        case "real":
-            return param.real
-        case "integers":
-            return tuple(param.integers.values)
-    raise FormulaError("a parameter of a node has no value")
-
-
-def _check_leaf(op: str, params: tuple[Any, ...]) -> None:
-    # Every other operation checks its parameters itself, by its dims rule.
-    if op == "Var" and [type(p) for p in params] != [int] * 3:
-        raise FormulaError(f"Var takes three integers, not {params!r:.100}")
-    if op == "Const" and [type(p) for p in params] not in ([int], [float]):
-        raise FormulaError(f"Const takes one number, not {params!r:.100}")
-
-
-def _flat(nodes: Sequence[pb.Node]) -> Flat:
-    flat = []
-    for node in nodes:
-        params = tuple(map(_literal, node.params))
-        if node.op in ("Var", "Const"):
-            _check_leaf(node.op, params)
-            if node.args:
-                raise FormulaError(f"{node.op} takes no operands; {len(node.args)} were given")
-        flat.append((node.op, tuple(node.args), params))
-    return tuple(flat)
-
-
-def _decode_spec(message: pb.Spec) -> Spec:
-    """The inverse of `_encode_spec`, with every rule of a local formula checked again."""
-    if len(message.nodes) > MAX_NODES:
-        raise FormulaTooLarge(f"the formula has {len(message.nodes)} nodes; at most {MAX_NODES} are allowed")
-    if not 1 <= len(message.parts) <= MAX_PARTS:
-        raise FormulaError(f"a job has 1 to {MAX_PARTS} reductions; this one has {len(message.parts)}")
-    roots = [
-        root
-        for p in message.parts
-        for root in ((p.formula, p.weight) if p.HasField("weight") else (p.formula,))
-    ]
-    try:
-        root = iter(decode(_flat(message.nodes), tuple(roots)))
-        first, *also = [
-            Part(next(root), p.reduction, next(root) if p.HasField("weight") else None, p.k)
-            for p in message.parts
-        ]
-        return Spec(
-            first.formula, first.reduction, message.axis, message.dtype, first.weight, first.k, tuple(also)
-        )
-    except (TypeError, OverflowError, RecursionError) as error:
-        # A dims rule met a literal of a kind that no local caller can pass.
-        raise FormulaError(f"the formula does not decode: {error}") from error
-
-
 # ── forms ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -179,29 +104,36 @@ class Face:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Form:
-    """A job without its numbers, checked: the spec, the faces of its arrays, what comes out.
+    """A job without its numbers, checked: the spec or program, the faces of its arrays, what comes out.
 
-    cost   a rough number of node evaluations
+    cost     a rough number of node evaluations
+    nbytes   what a program holds between its steps
     """
 
-    spec: Spec
+    spec: Spec | Program
     indices: tuple[int, ...]
     faces: tuple[Face, ...]
     outputs: tuple[Face, ...]
     cost: float
+    nbytes: int = 0
 
 
 def _face(dtype: str, shape: tuple[int, ...]) -> Face:
     return Face(dtype, shape, ArrayRef(b"", dtype, shape).nbytes)
 
 
-def encode_form(spec: Spec, shapes: Mapping[int, tuple[int, ...]]) -> bytes:
-    """A job without its numbers, as bytes that are equal for equal jobs of one process."""
+def encode_form(spec: Spec | Program, shapes: Mapping[int, tuple[int, ...]]) -> bytes:
+    """A job without its numbers, as bytes that are equal for equal jobs of one process.
+
+    A program says itself which shapes it is for.
+    """
+    if isinstance(spec, Program):
+        return pb.Form(program=encode_program(spec)).SerializeToString(deterministic=True)
     faces = [
         pb.Face(index=n, dtype="int64" if n in RANGES else spec.dtype, shape=shape)
         for n, shape in shapes.items()
     ]
-    return pb.Form(spec=_encode_spec(spec), faces=faces).SerializeToString(deterministic=True)
+    return pb.Form(spec=encode_spec(spec), faces=faces).SerializeToString(deterministic=True)
 
 
 def decode_form(data: bytes) -> Form:
@@ -209,9 +141,11 @@ def decode_form(data: bytes) -> Form:
     if len(data) > MAX_FORM_BYTES:
         raise FormulaTooLarge(f"the formula takes {len(data)} bytes; at most {MAX_FORM_BYTES} are allowed")
     message = _parse(pb.Form(), data)
+    if message.HasField("program"):
+        return _program_form(message)
     if len(message.faces) > MAX_ARRAYS:
         raise MessageTooLarge(f"the job names {len(message.faces)} arrays; at most {MAX_ARRAYS} are allowed")
-    spec = _decode_spec(message.spec)
+    spec = decode_spec(message.spec)
     faces = {face.index: _checked_face(face.dtype, face.shape) for face in message.faces}
     if len(faces) != len(message.faces):
         raise WireError("the job names one argument twice")
@@ -225,6 +159,17 @@ def decode_form(data: bytes) -> Form:
     outputs = tuple(map(_checked_face, output_dtypes(spec), output_shapes(spec, extent)))
     nodes = len(message.spec.nodes) + sum(v.dim for v in spec.inputs.values())
     return Form(spec, tuple(faces), tuple(faces.values()), outputs, float(extent.pairs) * nodes)
+
+
+def _program_form(message: pb.Form) -> Form:
+    if message.HasField("spec") or message.faces:
+        raise WireError("a form holds a formula or a program, not both")
+    program = decode_program(message.program)
+    faces = [_checked_face(value.dtype, value.shape) for value in program.inputs]
+    outputs = tuple(_checked_face(value.dtype, value.shape) for value in program.results)
+    return Form(
+        program, tuple(range(len(faces))), tuple(faces), outputs, cost_of(program), program.layout.nbytes
+    )
 
 
 class FormCache:
@@ -327,6 +272,15 @@ def check_contents(form: Form, contents: tuple[Content, ...]) -> None:
             _check_digest(content.digest)
 
 
+def check_watched(form: Form) -> None:
+    """Raise MessageTooLarge for results that are too large to be watched."""
+    nbytes = sum(face.nbytes for face in form.outputs)
+    if nbytes > MAX_WATCHED_BYTES:
+        raise MessageTooLarge(
+            f"the results take {nbytes} bytes; up to {MAX_WATCHED_BYTES} can be watched while they are computed"
+        )
+
+
 def encode_upload(upload: Upload) -> bytes:
     ref = upload.ref
     return pb.UploadHeader(
@@ -397,6 +351,7 @@ class Request:
     progress: bool = False
     outlook: bool = False
     keep: bytes = b""  # a token: the results stay on the server, held by it
+    watch_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,11 +367,20 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """Why an iteration gave up, and the norms of its residuals. The values beside it are what it had reached."""
+
+    error: FarsumError
+    residuals: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Outputs:
     """The results of a job; `plan` stays encoded on its way: see decode_plan."""
 
     values: tuple[Value, ...]
     plan: bytes = b""
+    stopped: Stopped | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,6 +424,8 @@ def _fill(message: pb.ReduceRequest, request: Request) -> None:
         message.outlook = True
     if request.keep:
         message.keep = request.keep
+    if request.watch_s:
+        message.watch_s = request.watch_s
 
 
 def encode_request(request: Request) -> bytes:
@@ -481,7 +447,11 @@ def _request(message: pb.ReduceRequest) -> Request:
         [Content(c.digest, c.inline if c.HasField("inline") else None) for c in message.contents]
     )
     keep = _check_token(message.keep)
-    return Request(message.form, contents, deadline or None, message.progress, message.outlook, keep)
+    if not 0 <= message.watch_s < math.inf:
+        raise WireError(f"to watch every {message.watch_s} seconds means nothing")
+    return Request(
+        message.form, contents, deadline or None, message.progress, message.outlook, keep, message.watch_s
+    )
 
 
 def decode_request(data: bytes) -> Request:
@@ -508,7 +478,18 @@ def _outcome(reply: Reply) -> pb.ReduceReply:
         else:
             made.ticket, made.stream_bytes = value.ticket, value.stream_bytes
     outputs.plan = reply.plan
+    if reply.stopped:
+        _fill_stopped(outputs.stopped, reply.stopped)
     return message
+
+
+def _fill_stopped(message: pb.Stopped, stopped: Stopped) -> None:
+    message.error.CopyFrom(_error(stopped.error))
+    message.residuals.extend(stopped.residuals[-MAX_RESIDUALS:])
+
+
+def _stopped(message: pb.Stopped) -> Stopped:
+    return Stopped(error_named(message.error.name, message.error.message), tuple(message.residuals))
 
 
 def encode_plan(plan: Mapping[str, str]) -> bytes:
@@ -556,7 +537,9 @@ def _value(message: pb.Value) -> Value:
 def _reply(message: pb.ReduceReply) -> Reply:
     match message.WhichOneof("outcome"):
         case "outputs":
-            return Outputs(tuple(map(_value, message.outputs.values)), message.outputs.plan)
+            outputs = message.outputs
+            stopped = _stopped(outputs.stopped) if outputs.HasField("stopped") else None
+            return Outputs(tuple(map(_value, outputs.values)), outputs.plan, stopped)
         case "need":
             need = message.need
             return Need(tuple(need.digests), tuple(need.reasons), tuple(need.received))
@@ -607,7 +590,10 @@ class Residency:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
+    """How far a job is, and if they are watched and it is time, the bytes of its results as they stand."""
+
     share: float
+    values: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -723,8 +709,8 @@ def encode_answer(id_: int, reply: Reply) -> bytes:
     return pb.ServerMessage(id=id_, reply=_outcome(reply)).SerializeToString()
 
 
-def encode_progress(id_: int, share: float) -> bytes:
-    return pb.ServerMessage(id=id_, progress=pb.Progress(share=share)).SerializeToString()
+def encode_progress(id_: int, share: float, values: tuple[bytes, ...] = ()) -> bytes:
+    return pb.ServerMessage(id=id_, progress=pb.Progress(share=share, values=values)).SerializeToString()
 
 
 def encode_failure(id_: int, error: FarsumError) -> bytes:
@@ -741,7 +727,7 @@ def decode_server(data: bytes) -> tuple[int, Welcome | Reply | Progress | Failur
         case "reply":
             return message.id, _reply(message.reply)
         case "progress":
-            return message.id, Progress(message.progress.share)
+            return message.id, Progress(message.progress.share, tuple(message.progress.values))
         case "error":
             error = message.error
             return message.id, Failure(error_named(error.name, error.message), error.retry_after_s)
@@ -855,6 +841,7 @@ class Start:
     outlook: bool = False
     digests: tuple[bytes, ...] = ()
     keep: bool = False
+    watch_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -875,6 +862,7 @@ class Ready:
 @dataclass(frozen=True, slots=True)
 class Progressed:
     share: float
+    values: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -884,6 +872,7 @@ class Finished:
     values: tuple[bytes, ...]
     plan: bytes
     digests: tuple[bytes, ...] = ()
+    stopped: Stopped | None = None
 
 
 def encode_action(job: int, action: Start | Step | Drop) -> bytes:
@@ -896,6 +885,8 @@ def encode_action(job: int, action: Start | Step | Drop) -> bytes:
                 start.outlook = True
             if action.keep:
                 start.keep = True
+            if action.watch_s:
+                start.watch_s = action.watch_s
             if action.outputs:
                 start.outputs.extend(action.outputs)
             for place, digest in zip_longest(action.places, action.digests, fillvalue=b""):
@@ -921,7 +912,7 @@ def decode_action(data: bytes) -> tuple[int, Start | Step | Drop]:
             places = tuple([p.offset if p.HasField("offset") else p.inline for p in start.places])
             digests = tuple([p.digest for p in start.places])
             return message.job, Start(
-                start.form, places, tuple(start.outputs), start.outlook, digests, start.keep
+                start.form, places, tuple(start.outputs), start.outlook, digests, start.keep, start.watch_s
             )
         case "step":
             return message.job, Step()
@@ -936,12 +927,15 @@ def encode_event(job: int, event: Ready | Progressed | Finished | Failure) -> by
         case Ready(device):
             ready = message.ready
             ready.name, ready.kind, ready.threads = device.name, device.kind, device.threads
-        case Progressed(share):
+        case Progressed(share, values):
             message.progressed.share = share
-        case Finished(values, plan, digests):
+            message.progressed.values.extend(values)
+        case Finished(values, plan, digests, stopped):
             message.finished.values.extend(values)
             message.finished.plan = plan
             message.finished.digests.extend(digests)
+            if stopped:
+                _fill_stopped(message.finished.stopped, stopped)
             message.finished.SetInParent()
         case Failure(error):
             message.failed.CopyFrom(_error(error))
@@ -952,10 +946,11 @@ def decode_event(data: bytes) -> tuple[int, Ready | Progressed | Finished | Fail
     message = _parse(wpb.Event(), data)
     match message.WhichOneof("body"):
         case "progressed":
-            return message.job, Progressed(message.progressed.share)
+            return message.job, Progressed(message.progressed.share, tuple(message.progressed.values))
         case "finished":
             done = message.finished
-            return message.job, Finished(tuple(done.values), done.plan, tuple(done.digests))
+            stopped = _stopped(done.stopped) if done.HasField("stopped") else None
+            return message.job, Finished(tuple(done.values), done.plan, tuple(done.digests), stopped)
         case "failed":
             return message.job, Failure(error_named(message.failed.name, message.failed.message))
         case "ready":

@@ -7,34 +7,31 @@ daemon. It never opens a socket and never decides who runs next.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
-from farsum_kernels.compile import Compiler
+from farsum_kernels.compile import Compiler, Kernel, backend_for
 from farsum_kernels.job import RANGES, Extent, Spec, check_arrays, extent_of
-
-if TYPE_CHECKING:
-    from farsum_kernels.backends.cpu.launch import Kernel
+from farsum_kernels.program import Program, cost_of
+from farsum_server.programs import ProgramRun
 
 Array = NDArray[Any]
 
 
 class Worker:
-    """One device, here the CPU.
+    """One device.
 
-    threads   threads that a job may use; None for all that this process may use
+    threads   threads that a job may use on the CPU; None for all that this process may use
+    device    "cpu", or "cuda:0" and so on
+
+    Raises EngineMissing, or ImportError, when the backend is not installed; DeviceMissing without the device.
     """
 
-    kind = "cpu"
-
-    def __init__(self, threads: int | None = None) -> None:
-        from farsum_kernels.backends.cpu import native
-
-        machine = native.machine(threads)
-        self._compiler = Compiler(machine)
-        self.name = native.host()[0]
-        self.threads = machine.threads
+    def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
+        backend = backend_for(device, threads)
+        self._compiler = Compiler(backend)
+        self.name, self.kind, self.threads = backend.name, backend.kind, backend.threads
 
     def kernel(self, spec: Spec) -> Kernel:
         """The compiled reduction, made now if it is new.
@@ -43,18 +40,21 @@ class Worker:
         """
         return self._compiler.kernel(spec)
 
-    def outlook(self, spec: Spec, shapes: Mapping[int, tuple[int, ...]]) -> Mapping[str, str]:
+    def outlook(self, spec: Spec | Program, shapes: Mapping[int, tuple[int, ...]]) -> Mapping[str, str]:
         """The plan of a job on arrays of these shapes, in words. Compiles; computes nothing, and no ranges are counted."""
+        if isinstance(spec, Program):
+            steps, pairs = list(spec.steps), sum(extent.pairs for extent in spec.layout.extents)
+            return {"steps": str(len(steps)), "pairs": str(pairs), "flops": str(cost_of(spec))}
         own = {index: shape for index, shape in shapes.items() if index not in RANGES}
         return self.kernel(spec).plan(extent_of(spec, own)).describe()
 
     def start(
         self,
-        spec: Spec,
+        spec: Spec | Program,
         arrays: Mapping[int, Array],
         outputs: Sequence[Array] | None = None,
         digests: Mapping[int, bytes] | None = None,
-    ) -> Run:
+    ) -> Run | ProgramRun:
         """Bind a job. Its results are written into `outputs` when given, C-ordered arrays of the right shapes.
 
         digests   of the contents of those arrays that have one, 32 bytes: what a device may keep copies by.
@@ -62,6 +62,8 @@ class Worker:
 
         Raises ShapeError and DtypeError for arrays that do not fit.
         """
+        if isinstance(spec, Program):
+            return ProgramRun(spec, arrays, self.kernel, outputs)
         extent = check_arrays(spec, arrays)
         return Run(self.kernel(spec), arrays, extent, outputs)
 

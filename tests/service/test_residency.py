@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +108,21 @@ def test_each_array_travels_once(server: Server) -> None:
             b = kernel(y, y).matvec(b, keep=True)
         assert relay.sent - sent < 10 * 1000 and relay.received - received < 10 * 1000
     farsum.disconnect()
+
+
+def test_the_example_moves_each_array_once(own: Server) -> None:
+    root = Path(__file__).resolve().parents[2]
+    script = [sys.executable, str(root / "examples" / "residency.py")]
+    done = subprocess.run(
+        script, env=os.environ | {"FARSUM_TARGET": own.target}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and f"on {own.target}, and here" in done.stdout, done.stderr
+    with urllib.request.urlopen(f"{own.http}/metrics") as page:
+        counted = re.findall(r"^farsum_ingest_bytes_total{.*} (.+)$", page.read().decode(), re.MULTILINE)
+    assert (
+        1000 * 4 * 8 <= sum(map(float, counted)) < 1000 * 4 * 8 + 1024
+    )  # the points and the vector, with headers
+    assert used(own) == 0 and handles(own) == 0
 
 
 def test_memory_is_counted_and_freed(connected: RemoteEngine, server: Server) -> None:

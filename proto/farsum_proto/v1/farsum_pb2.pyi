@@ -66,12 +66,122 @@ class Face(_message.Message):
     def __init__(self, index: _Optional[int] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Form(_message.Message):
-    __slots__ = ("spec", "faces")
+    __slots__ = ("spec", "faces", "program")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     FACES_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
     spec: Spec
     faces: _containers.RepeatedCompositeFieldContainer[Face]
-    def __init__(self, spec: _Optional[_Union[Spec, _Mapping]] = ..., faces: _Optional[_Iterable[_Union[Face, _Mapping]]] = ...) -> None: ...
+    program: Program
+    def __init__(self, spec: _Optional[_Union[Spec, _Mapping]] = ..., faces: _Optional[_Iterable[_Union[Face, _Mapping]]] = ..., program: _Optional[_Union[Program, _Mapping]] = ...) -> None: ...
+
+class Program(_message.Message):
+    __slots__ = ("inputs", "body", "outputs")
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    inputs: _containers.RepeatedCompositeFieldContainer[Declared]
+    body: _containers.RepeatedCompositeFieldContainer[Item]
+    outputs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, inputs: _Optional[_Iterable[_Union[Declared, _Mapping]]] = ..., body: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Declared(_message.Message):
+    __slots__ = ("name", "dtype", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Item(_message.Message):
+    __slots__ = ("step", "loop")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LOOP_FIELD_NUMBER: _ClassVar[int]
+    step: Step
+    loop: Loop
+    def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ..., loop: _Optional[_Union[Loop, _Mapping]] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("outputs", "spec", "arguments", "solve", "eigen")
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    SOLVE_FIELD_NUMBER: _ClassVar[int]
+    EIGEN_FIELD_NUMBER: _ClassVar[int]
+    outputs: _containers.RepeatedScalarFieldContainer[str]
+    spec: Spec
+    arguments: _containers.RepeatedCompositeFieldContainer[Argument]
+    solve: Solve
+    eigen: Eigen
+    def __init__(self, outputs: _Optional[_Iterable[str]] = ..., spec: _Optional[_Union[Spec, _Mapping]] = ..., arguments: _Optional[_Iterable[_Union[Argument, _Mapping]]] = ..., solve: _Optional[_Union[Solve, _Mapping]] = ..., eigen: _Optional[_Union[Eigen, _Mapping]] = ...) -> None: ...
+
+class Argument(_message.Message):
+    __slots__ = ("place", "name")
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    place: int
+    name: str
+    def __init__(self, place: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+
+class Solve(_message.Message):
+    __slots__ = ("unknown", "rule", "ridge", "tolerance", "cap", "rank", "seed")
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    RIDGE_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    CAP_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    unknown: int
+    rule: str
+    ridge: float
+    tolerance: float
+    cap: int
+    rank: int
+    seed: int
+    def __init__(self, unknown: _Optional[int] = ..., rule: _Optional[str] = ..., ridge: _Optional[float] = ..., tolerance: _Optional[float] = ..., cap: _Optional[int] = ..., rank: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class Eigen(_message.Message):
+    __slots__ = ("unknown", "count", "which", "tolerance", "cap")
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    WHICH_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    CAP_FIELD_NUMBER: _ClassVar[int]
+    unknown: int
+    count: int
+    which: str
+    tolerance: float
+    cap: int
+    def __init__(self, unknown: _Optional[int] = ..., count: _Optional[int] = ..., which: _Optional[str] = ..., tolerance: _Optional[float] = ..., cap: _Optional[int] = ...) -> None: ...
+
+class Loop(_message.Message):
+    __slots__ = ("state", "body", "times", "measure", "below", "history")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_FIELD_NUMBER: _ClassVar[int]
+    BELOW_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    state: _containers.RepeatedCompositeFieldContainer[Carried]
+    body: _containers.RepeatedCompositeFieldContainer[Step]
+    times: int
+    measure: str
+    below: float
+    history: str
+    def __init__(self, state: _Optional[_Iterable[_Union[Carried, _Mapping]]] = ..., body: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., times: _Optional[int] = ..., measure: _Optional[str] = ..., below: _Optional[float] = ..., history: _Optional[str] = ...) -> None: ...
+
+class Carried(_message.Message):
+    __slots__ = ("name", "first", "next")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    first: str
+    next: str
+    def __init__(self, name: _Optional[str] = ..., first: _Optional[str] = ..., next: _Optional[str] = ...) -> None: ...
 
 class Content(_message.Message):
     __slots__ = ("digest", "inline")
@@ -136,12 +246,13 @@ class Value(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., inline: _Optional[bytes] = ..., ticket: _Optional[bytes] = ..., kept: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ...) -> None: ...
 
 class ReduceRequest(_message.Message):
-    __slots__ = ("form", "contents", "deadline_s", "progress", "protocol", "outlook", "keep")
+    __slots__ = ("form", "contents", "deadline_s", "progress", "protocol", "watch_s", "outlook", "keep")
     FORM_FIELD_NUMBER: _ClassVar[int]
     CONTENTS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    WATCH_S_FIELD_NUMBER: _ClassVar[int]
     OUTLOOK_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     form: bytes
@@ -149,9 +260,10 @@ class ReduceRequest(_message.Message):
     deadline_s: float
     progress: bool
     protocol: int
+    watch_s: float
     outlook: bool
     keep: bytes
-    def __init__(self, form: _Optional[bytes] = ..., contents: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., progress: bool = ..., protocol: _Optional[int] = ..., outlook: bool = ..., keep: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, form: _Optional[bytes] = ..., contents: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., progress: bool = ..., protocol: _Optional[int] = ..., watch_s: _Optional[float] = ..., outlook: bool = ..., keep: _Optional[bytes] = ...) -> None: ...
 
 class ReduceReply(_message.Message):
     __slots__ = ("outputs", "need", "outlook")
@@ -164,12 +276,22 @@ class ReduceReply(_message.Message):
     def __init__(self, outputs: _Optional[_Union[Outputs, _Mapping]] = ..., need: _Optional[_Union[Need, _Mapping]] = ..., outlook: _Optional[_Union[Outlook, _Mapping]] = ...) -> None: ...
 
 class Outputs(_message.Message):
-    __slots__ = ("values", "plan")
+    __slots__ = ("values", "plan", "stopped")
     VALUES_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
     values: _containers.RepeatedCompositeFieldContainer[Value]
     plan: bytes
-    def __init__(self, values: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., plan: _Optional[bytes] = ...) -> None: ...
+    stopped: Stopped
+    def __init__(self, values: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., plan: _Optional[bytes] = ..., stopped: _Optional[_Union[Stopped, _Mapping]] = ...) -> None: ...
+
+class Stopped(_message.Message):
+    __slots__ = ("error", "residuals")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    RESIDUALS_FIELD_NUMBER: _ClassVar[int]
+    error: Error
+    residuals: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, error: _Optional[_Union[Error, _Mapping]] = ..., residuals: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("entries",)
@@ -275,10 +397,12 @@ class Cancel(_message.Message):
     def __init__(self) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("share",)
+    __slots__ = ("share", "values")
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
     share: float
-    def __init__(self, share: _Optional[float] = ...) -> None: ...
+    values: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, share: _Optional[float] = ..., values: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("name", "message", "retry_after_s")
