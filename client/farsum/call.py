@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from farsum.handle import Content, Handle
 from farsum.retry import persist
+from farsum.upload import Item, upload_arrays
 from farsum_kernels.errors import (
     ArrayMissing,
     Cancelled,
@@ -32,7 +33,6 @@ from farsum_proto import tensor, wire
 
 if TYPE_CHECKING:
     from farsum.remote import RemoteEngine
-    from farsum.session import Session
 
 Array = NDArray[Any]
 
@@ -192,15 +192,18 @@ class Call:
         """Send what is too large to go with the job."""
         rows = zip(self._digests, self._arrays, self._dtypes, strict=True)
         named = {digest: (array, dtype) for digest, array, dtype in rows if digest}
-        for digest, reason in zip(need.digests, need.reasons, strict=True):
+        items = []
+        for digest, reason, received in zip(need.digests, need.reasons, need.received, strict=True):
             if digest not in named:
                 raise WireError(f"{self._session.target} asks for an array that the job does not name")
             array, dtype = named[digest]
             if not _is_here(array):
                 raise gone(array, self._session.target, reason)
             if array.nbytes > wire.INLINE_BYTES:
-                self._left()
-                upload_array(self._session, _numbers(array), dtype, digest)
+                items.append(Item(_numbers(array), dtype, digest, received=received))
+        if items:
+            self._left()
+            upload_arrays(self._session, items)
 
     def _kept(self, values: tuple[wire.Value, ...]) -> tuple[Handle, ...]:
         """Handles to results that stay there. Equal results are one array there, and one content here."""
@@ -263,12 +266,3 @@ def digest_of(array: Array) -> bytes:
 
 def bytes_of(array: Array) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # typed from Python 3.12
-
-
-def upload_array(session: Session, array: Array, dtype: str, digest: bytes, hold: bytes = b"") -> None:
-    """Send one array; `hold` is a token that holds it there."""
-    tensor.keep_freed_memory()
-    header = tensor.header_of(array)
-    body = bytes_of(array)
-    ref = ArrayRef(digest, dtype, array.shape)
-    session.upload(wire.Upload(ref, len(header) + len(body), hold), tensor.chunks_of(header, body))

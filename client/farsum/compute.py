@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,13 +11,14 @@ import numpy as np
 
 from farsum import progress
 from farsum.arrays import Array, as_ranges
+from farsum.futures import Submitted, mapped
 from farsum.handle import Handle, handle_of
 from farsum.recorded import Tape, record_step, tape_of
 from farsum.target import prepared, remote
 from farsum_kernels.errors import DtypeError, EngineMissing, FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, node, variables
 from farsum_kernels.formula.reductions import Kind, reduction_named
-from farsum_kernels.job import Extent, Spec, check_arrays, output_dtypes, output_shapes
+from farsum_kernels.job import Extent, Options, Result, Spec, check_arrays, output_dtypes, output_shapes
 
 _BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
 _SCHEMES = ("auto", "direct_sum", "block_sum", "kahan_scheme")
@@ -131,12 +132,7 @@ class Computation:
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
-        wide = self.is_wide(dtype)
-        spec = self.spec("float64" if wide else dtype)
-        if wide:
-            arrays = {n: a.astype(np.float64) for n, a in arrays.items()}
-        if ranges is not None:
-            arrays = {**arrays, **as_ranges(ranges)}
+        spec, arrays = self._asked(arrays, dtype, ranges)
         if names is not None or out is not None:
             extent = check_arrays(spec, arrays, names)
             if out is not None:
@@ -147,20 +143,53 @@ class Computation:
             )
         if tape := tape_of(arrays.values()):
             values = _recorded(tape, spec, arrays, names, out is not None or keep or deadline_s is not None)
-            values = tuple(v.astype(dtype) if wide else v for v in values)
+            values = tuple(v.astype(dtype) if self.is_wide(dtype) else v for v in values)
             return values[0] if len(values) == 1 else values
         options = progress.options(deadline_s, keep)
         try:
-            values = prepared(spec).run(within_reach(arrays), options).values
+            result = prepared(spec).run(within_reach(arrays), options)
         finally:
             progress.done(options)
+        found = self._answered(result, dtype, keep)
+        if out is not None:
+            out[...] = found
+            return out
+        return found
+
+    def submit(
+        self,
+        arrays: Mapping[int, Array],
+        dtype: str,
+        names: Mapping[int, str] | None,
+        ranges: Sequence[Array] | None,
+        deadline_s: float | None,
+        keep: bool,
+        finish: Callable[[Any], Any] = lambda found: found,
+    ) -> Submitted:
+        """The future of finish(what `run` gives). Raises for arrays that do not fit at once."""
+        spec, arrays = self._asked(arrays, dtype, ranges)
+        check_arrays(spec, arrays, names)
+        job = prepared(spec).submit(within_reach(arrays), Options(deadline_s, keep=keep))
+        return mapped(job, lambda result: finish(self._answered(result, dtype, keep)))
+
+    def _asked(
+        self, arrays: Mapping[int, Array], dtype: str, ranges: Sequence[Array] | None
+    ) -> tuple[Spec, Mapping[int, Array]]:
+        """The job, and the arrays that it takes."""
+        wide = self.is_wide(dtype)
+        if wide:
+            arrays = {n: a.astype(np.float64) for n, a in arrays.items()}
+        if ranges is not None:
+            arrays = {**arrays, **as_ranges(ranges)}
+        return self.spec("float64" if wide else dtype), arrays
+
+    def _answered(self, result: Result, dtype: str, keep: bool) -> Any:
+        """What the user gets of a result."""
+        values = result.values
         if keep:
             values = tuple(v if isinstance(v, Handle) else handle_of(v) for v in values)
-        if wide:
+        if self.is_wide(dtype):
             values = tuple(v.astype(dtype) for v in values)
-        if out is not None:
-            out[...] = values[0]
-            return out
         return values[0] if len(values) == 1 else values
 
     def is_wide(self, dtype: str) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from farsum.arrays import Array, as_reals, checked, described
 from farsum.compute import Computation, accuracy_of, check_backend, counting
+from farsum.futures import Submits, Submitted
 from farsum.handle import Handle
 from farsum_kernels.errors import (
     AxisError,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from farsum.explain import Explanation
 
 
-class Genred:
+class Genred(Submits):
     """A reduction of a formula given as text; call it on NumPy arrays.
 
     formula        the formula, e.g. "Exp(-p*SqDist(x,y))*b"
@@ -128,6 +129,21 @@ class Genred:
         arrays, dtype = self.typed(args)
         names = {a.index: a.label for a in self._arguments}
         return self.computation.run(arrays, dtype, names, ranges, out, deadline_s, keep)
+
+    def submit(
+        self,
+        *args: Array | Handle,
+        ranges: Sequence[Array] | None = None,
+        deadline_s: float | None = None,
+        keep: bool = False,
+    ) -> Submitted:
+        """The future of a call. The arrays must not change until it is done; those of handles never do.
+
+        Raises ShapeError or DtypeError at once. `asubmit` is the same, awaited.
+        """
+        arrays, dtype = self.typed(args)
+        names = {a.index: a.label for a in self._arguments}
+        return self.computation.submit(arrays, dtype, names, ranges, deadline_s, keep)
 
     def explain(self, *args: Array | Handle) -> Explanation:
         """What a call on these arrays computes, sends and costs, without computing anything."""

@@ -9,10 +9,12 @@ import numpy as np
 from farsum.arrays import Array, Input, Slot, as_reals, checked, complex_name, described, is_number, promoted
 from farsum.compute import Accuracy, check_backend, check_fits, computation, counting
 from farsum.frame import Frame, Ranges, renumbered
+from farsum.futures import Submits, Submitted
 from farsum.handle import Handle, put
 from farsum.lazy import printed
 from farsum_kernels.errors import FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, P, swap_axes, variable
+from farsum_kernels.job import dtype_name
 
 if TYPE_CHECKING:
     from farsum.explain import Explanation
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 KEEP: Any = object()  # the option was not given: what the tensor or the object carries holds
 
 
-class Reduced:
+class Reduced(Submits):
     """What a reduction with call=False, or of a formula with symbolic variables, gives.
 
     Calling it computes: its arguments are the arrays of the symbolic variables, in rising order of index.
@@ -215,6 +217,19 @@ class Reduced:
         found = found if out is not None else self._finished(found)
         return put(found) if keep and not stays else found
 
+    def submit(
+        self, *args: Any, ranges: Any = KEEP, deadline_s: float | None = None, keep: bool = False
+    ) -> Submitted:
+        """The future of a call. The arrays must not change until it is done; those of handles never do.
+
+        Raises ShapeError or DtypeError at once. `asubmit` is the same, awaited.
+        """
+        arrays, dtype, names = self._arranged(args)
+        stays = keep and self._selection is None
+        finish = self._finished if stays or not keep else lambda found: put(self._finished(found))
+        held = self.ranges if ranges is KEEP else ranges
+        return self.computation.submit(arrays, dtype, names, held, deadline_s, stays, finish)
+
     def _finished(self, found: Any) -> Any:
         if self.is_complex:
             found = found.view(complex_name(found.dtype.name))
@@ -247,12 +262,12 @@ class Reduced:
             names[place] = f"argument {count} ({slot})"
             given[place] = _given(arg, slot, names[place])
             if isinstance(arg, np.ndarray | Handle):
-                dtype = promoted(dtype, given[place].dtype.name)
+                dtype = promoted(dtype, dtype_name(given[place].dtype))
         if dtype is None:
             raise OperandError("at least one argument must be an array, not a number")
         if self.is_complex and dtype == "float16":
             dtype = "float32"
-        arrays = {n: a if a.dtype.name == dtype else a.astype(dtype) for n, a in given.items()}
+        arrays = {n: a if dtype_name(a.dtype) == dtype else a.astype(dtype) for n, a in given.items()}
         return {**self._held(dtype), **arrays}, dtype, names
 
     def grad(self, v: LazyTensor, e: Any) -> Array:

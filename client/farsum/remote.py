@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum.call import Call, Cancellation, bytes_of, digest_of, from_stream, gone, upload_array
+from farsum.call import Call, Cancellation, bytes_of, from_stream, gone
 from farsum.handle import Handle
 from farsum.retry import persist
 from farsum.session import AWAY_S, Session
+from farsum.upload import Item, upload_array
 from farsum_kernels.errors import HandleGone, ServerUnreachable
 from farsum_kernels.job import RANGES, Options, Outlook, Result, Spec, check_arrays
 from farsum_kernels.program import Program
 from farsum_proto import tensor, wire
-
-__all__ = ["RemoteEngine", "RemoteFuture", "RemotePrepared", "digest_of", "upload_array"]
 
 Array = NDArray[Any]
 
@@ -109,9 +108,10 @@ class RemoteEngine:
         ref, token = handle.ref, self.session.token()
 
         def attempt() -> None:
-            if self.session.claim(ref.digest, token).digests:
+            need = self.session.claim(ref.digest, token)
+            if need.digests:
                 array = handle.view(tensor.held_as(ref.dtype)).here()
-                upload_array(self.session, array, ref.dtype, ref.digest, token)
+                upload_array(self.session, Item(array, ref.dtype, ref.digest, token, *need.received))
 
         persist(self.session, attempt)
         handle.content.held_by(self, token)

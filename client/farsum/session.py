@@ -288,6 +288,7 @@ class Session:
         # Filled from wherever the collector runs, so nothing but an append is done there.
         self._released: deque[wire.Claim] = deque()
         self.greeted = False
+        self.link_bytes_s: float | None = None  # how fast the last large upload was
         self.closed = False
         _sessions.add(self)
 

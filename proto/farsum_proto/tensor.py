@@ -67,12 +67,15 @@ def header_at(memory: memoryview, offset: int, ref: ArrayRef) -> bytes:
     return header_of(np.ndarray(ref.shape, held_as(ref.dtype), memory, offset))
 
 
-def chunks_of(header: bytes, body: memoryview) -> Iterator[bytes]:
-    """The stream of one array, in chunks. gRPC sends `bytes` only, so each chunk is copied, once."""
-    first = CHUNK_BYTES - len(header)
-    yield header + bytes(body[:first])
-    for start in range(first, len(body), CHUNK_BYTES):
-        yield bytes(body[start : start + CHUNK_BYTES])
+def chunks_of(header: bytes, body: memoryview, offset: int = 0) -> Iterator[bytes]:
+    """The stream of one array from an offset on, in chunks. gRPC sends `bytes` only: each is copied, once."""
+    start = offset - len(header)
+    if start < 0:
+        first = CHUNK_BYTES + start
+        yield header[offset:] + bytes(body[:first])
+        start = first
+    for at in range(start, len(body), CHUNK_BYTES):
+        yield bytes(body[at : at + CHUNK_BYTES])
 
 
 def body_offset(stream: memoryview, ref: ArrayRef) -> int:

@@ -26,6 +26,7 @@ SAYS = {
     "interpolation": "KernelSolve, three signals",
     "kmeans": "inertia, next to scikit-learn: relative difference",
     "lazy_arrays": "    formula: Sum(Square((Var(0,3,0) - Var(1,3,1))))",
+    "residency": "its eigenvector: relative error",
     "loops": "k-means: 20 rounds in one call",
     "nearest_neighbours": "cosine     accuracy",
     "spectral": "eigenvalues of the Laplacian: relative error",

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
-from farsum.remote import RemoteEngine, upload_array
+from farsum.remote import RemoteEngine
 from farsum.session import rebuilt
+from farsum.upload import Item, upload_array
 from farsum_kernels.errors import (
     ArrayMissing,
     Draining,
@@ -142,7 +143,7 @@ def test_two_clients_upload_the_same_array(server: Server) -> None:
 
     def send(_: int) -> None:
         with engine_on(server) as engine:
-            upload_array(engine.session, array, "float32", digest)
+            upload_array(engine.session, Item(array, "float32", digest))
 
     used = server.metric("farsum_store_used_bytes")
     with ThreadPoolExecutor(2) as pool:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +110,21 @@ def test_each_array_travels_once(server: Server) -> None:
     farsum.disconnect()
 
 
+def test_the_example_moves_each_array_once(own: Server) -> None:
+    root = Path(__file__).resolve().parents[2]
+    script = [sys.executable, str(root / "examples" / "residency.py")]
+    done = subprocess.run(
+        script, env=os.environ | {"FARSUM_TARGET": own.target}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and f"on {own.target}, and here" in done.stdout, done.stderr
+    with urllib.request.urlopen(f"{own.http}/metrics") as page:
+        counted = re.findall(r"^farsum_ingest_bytes_total{.*} (.+)$", page.read().decode(), re.MULTILINE)
+    assert (
+        1000 * 4 * 8 <= sum(map(float, counted)) < 1000 * 4 * 8 + 1024
+    )  # the points and the vector, with headers
+    assert used(own) == 0 and handles(own) == 0
+
+
 def test_memory_is_counted_and_freed(connected: RemoteEngine, server: Server) -> None:
     before, there = used(server), handles(server)
     array = np.random.default_rng(4).random((100_000, 3))
@@ -151,32 +170,28 @@ def test_a_dropped_result_is_gone(connected: RemoteEngine) -> None:
 
 
 def test_a_server_that_restarts_in_the_middle_of_a_loop_is_not_noticed() -> None:
-    first = running()
-    server = first.__enter__()
-    port = str(port_of(server))
-    with farsum.connect(server.target) as engine:
-        x, y, b = map(farsum.put, (X, Y, B))
-        kept = kernel(x, y).matvec(b, keep=True)
-        for step in range(6):
-            if step == 3:
-                server.process.kill()
-                server.process.wait()
-                starting = subprocess.Popen(
-                    [sys.executable, "-m", "farsum_server.cli", "serve", "--port", port, "--http-port", "0"],
-                    stderr=subprocess.DEVNULL,
-                )
-            np.testing.assert_array_equal(kernel(x, y) @ b, WANT)
-        assert engine.target in repr(x)
-        with pytest.raises(HandleGone, match="restarted since"):
-            kernel(x, y).T @ kept
-        with pytest.raises(HandleGone, match="only copy"):
-            farsum.get(kept)
-        again = farsum.put(X)
-        np.testing.assert_array_equal(kernel(again, y).matvec(b, keep=True), WANT)
-        starting.terminate()
-        starting.wait(30)
-    farsum.disconnect()
-    first.__exit__(None, None, None)
+    servers = [Server()]
+    try:
+        with farsum.connect(servers[0].target) as engine, ThreadPoolExecutor(1) as pool:
+            x, y, b = map(farsum.put, (X, Y, B))
+            kept = kernel(x, y).matvec(b, keep=True)
+            for step in range(6):
+                if step == 3:
+                    servers[0].process.kill()
+                    servers[0].process.wait()
+                    pool.submit(lambda: servers.append(Server("--port", str(port_of(servers[0])))))
+                np.testing.assert_array_equal(kernel(x, y) @ b, WANT)
+            assert engine.target in repr(x)
+            with pytest.raises(HandleGone, match="restarted since"):
+                kernel(x, y).T @ kept
+            with pytest.raises(HandleGone, match="only copy"):
+                farsum.get(kept)
+            again = farsum.put(X)
+            np.testing.assert_array_equal(kernel(again, y).matvec(b, keep=True), WANT)
+    finally:
+        farsum.disconnect()
+        for server in servers:
+            server.stop()
 
 
 def test_handles_of_another_server(server: Server, own: Server) -> None:
@@ -341,9 +356,9 @@ def test_arrays_that_nobody_holds_here(connected: RemoteEngine) -> None:
 
 
 def test_bytes_that_are_not_their_digest_are_not_held(connected: RemoteEngine, server: Server) -> None:
-    from farsum.call import upload_array
+    from farsum.upload import Item, upload_array
 
     before = used(server)
     with pytest.raises(DigestMismatch):
-        upload_array(connected.session, X, "float32", bytes(32), connected.session.token())
+        upload_array(connected.session, Item(X, "float32", bytes(32), connected.session.token()))
     assert used(server) == before
