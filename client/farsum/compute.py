@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 from farsum import progress
 from farsum.arrays import Array, as_ranges
 from farsum.target import prepared
+from farsum.tensors import among, is_array, is_tensor, recast
 from farsum_kernels.errors import DtypeError, EngineMissing, FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, node, variables
 from farsum_kernels.formula.reductions import Kind, reduction_named
-from farsum_kernels.job import Extent, Spec, check_arrays, output_dtypes, output_shapes
+from farsum_kernels.job import Extent, Spec, check_arrays, dtype_name, output_dtypes, output_shapes
 
 _BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
 _SCHEMES = ("auto", "direct_sum", "block_sum", "kahan_scheme")
@@ -80,6 +81,38 @@ def check_backend(backend: Any) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What goes with the arrays of a job and is no part of its formula.
+
+    ranges       the six arrays of a block-sparse reduction, at their places
+    deadline_s   give up after so many seconds
+    digests      see `farsum_kernels.job.Options`
+    """
+
+    ranges: Mapping[int, Array] = field(default_factory=dict)
+    deadline_s: float | None = None
+    digests: dict[int, bytes | None] | None = None
+
+
+PLAIN = Call()
+
+
+def evaluate(spec: Spec, arrays: Mapping[int, Any], call: Call = PLAIN) -> tuple[Any, ...]:
+    """The results of a job: arrays of arrays, or tensors of tensors, which autograd then knows."""
+    if among(arrays.values()):
+        from farsum.autograd import reduced
+
+        return reduced(spec, arrays, call)
+    if call.ranges:
+        arrays = {**arrays, **call.ranges}
+    options = progress.options(call.deadline_s, call.digests)
+    try:
+        return prepared(spec).run(arrays, options).values
+    finally:
+        progress.done(options)
+
+
 class Computation:
     """A reduction of a formula over the inputs 0, 1, …, lacking only their arrays.
 
@@ -130,20 +163,19 @@ class Computation:
         wide = self.accuracy is not AUTO and self._is_wide(dtype)
         spec = self.spec("float64" if wide else dtype)
         if wide:
-            arrays = {n: a.astype(np.float64) for n, a in arrays.items()}
-        if ranges is not None:
-            arrays = {**arrays, **as_ranges(ranges)}
+            arrays = {n: recast(a, "float64") for n, a in arrays.items()}
+        call = PLAIN if ranges is None and deadline_s is None else Call(as_ranges(ranges), deadline_s)
         if names is not None or out is not None:
-            extent = check_arrays(spec, arrays, names)
+            extent = check_arrays(spec, {**arrays, **call.ranges} if call.ranges else arrays, names)
             if out is not None:
+                if is_tensor(out) is not among(arrays.values()):
+                    raise OperandError(
+                        f"out is of the kind of the arrays, a NumPy array or a tensor, not {type(out).__name__}"
+                    )
                 _check_out(out, self.spec(dtype), extent)
-        options = progress.options(deadline_s)
-        try:
-            values = prepared(spec).run(arrays, options).values
-        finally:
-            progress.done(options)
+        values = evaluate(spec, arrays, call)
         if wide:
-            values = tuple(v.astype(dtype) for v in values)
+            values = tuple(recast(v, dtype) for v in values)
         if out is not None:
             out[...] = values[0]
             return out
@@ -180,14 +212,14 @@ def _check_out(out: Any, spec: Spec, extent: Extent) -> None:
 
 
 def check_fits(out: Any, shape: tuple[int, ...], dtype: str) -> None:
-    """Raise unless `out` is an array of this shape and dtype that can be written to."""
-    if not isinstance(out, np.ndarray):
+    """Raise unless `out` is an array, or a tensor, of this shape and dtype that can be written to."""
+    if not is_array(out):
         raise OperandError(
-            f"out is a NumPy array of dtype {dtype} and shape {shape}, not {type(out).__name__}"
+            f"out is an array of dtype {dtype} and shape {shape}, like the result, not {type(out).__name__}"
         )
-    if out.dtype.name != dtype:
-        raise DtypeError(f"out has dtype {out.dtype}; the result is a NumPy array of dtype {dtype}")
-    if out.shape != shape:
-        raise ShapeError(f"out has shape {out.shape}; the result has shape {shape}")
-    if not out.flags.writeable:
+    if dtype_name(out.dtype) != dtype:
+        raise DtypeError(f"out has dtype {out.dtype}; the result has dtype {dtype}")
+    if tuple(out.shape) != tuple(shape):
+        raise ShapeError(f"out has shape {tuple(out.shape)}; the result has shape {tuple(shape)}")
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ShapeError("out is read-only")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from farsum.arrays import Array, as_reals, checked, described
+from farsum.arrays import Array, as_reals, checked, described, promoted
 from farsum.compute import Computation, accuracy_of, check_backend, counting
+from farsum.tensors import home_of, is_array, is_tensor, one_home, recast
 from farsum_kernels.errors import (
     AxisError,
     DimensionError,
@@ -23,14 +24,14 @@ from farsum_kernels.errors import (
 from farsum_kernels.formula.aliases import read_alias
 from farsum_kernels.formula.expr import P
 from farsum_kernels.formula.text import parse
-from farsum_kernels.job import DTYPES
+from farsum_kernels.job import DTYPES, dtype_name
 
 if TYPE_CHECKING:
     from farsum.explain import Explanation
 
 
 class Genred:
-    """A reduction of a formula given as text; call it on NumPy arrays.
+    """A reduction of a formula given as text; call it on NumPy arrays, or on tensors.
 
     formula        the formula, e.g. "Exp(-p*SqDist(x,y))*b"
     aliases        its arguments in order: "x = Vi(3)" rows x_i, "y = Vj(3)" rows y_j, "p = Pm(1)" a parameter
@@ -104,11 +105,11 @@ class Genred:
 
     def __call__(
         self,
-        *args: Array,
+        *args: Any,
         backend: str = "auto",
         device_id: int = -1,
-        ranges: Sequence[Array] | None = None,
-        out: Array | None = None,
+        ranges: Sequence[Any] | None = None,
+        out: Any = None,
         deadline_s: float | None = None,
     ) -> Any:
         """The reduction of these arrays, one per alias, of the shapes (..., M, D), (..., N, D) and (..., D).
@@ -126,7 +127,7 @@ class Genred:
         names = {a.index: a.label for a in self._arguments}
         return self.computation.run(arrays, dtype, names, ranges, out, deadline_s)
 
-    def explain(self, *args: Array) -> Explanation:
+    def explain(self, *args: Any) -> Explanation:
         """What a call on these arrays computes, sends and costs, without computing anything."""
         from farsum.explain import explained
 
@@ -140,8 +141,10 @@ class Genred:
             checked(array, argument.label)
         dtype = self._dtype
         if dtype is None:
-            dtype = str(np.result_type(*args))
-            arrays = {n: a.astype(dtype, copy=False) for n, a in arrays.items()}
+            dtype = common_dtype(args, [a.label for a in self._arguments])
+            arrays = {n: recast(a, dtype) for n, a in arrays.items()}
+        elif any(is_tensor(a) for a in args):
+            common_dtype(args, [a.label for a in self._arguments])
         return arrays, dtype
 
     def _inputs(self, args: Sequence[Array]) -> dict[int, Array]:
@@ -150,8 +153,10 @@ class Genred:
         if len(args) != self.nargs:
             raise ShapeError(f"expected {self.nargs} arguments ({words}), received {len(args)}")
         for argument, array in zip(self._arguments, args, strict=True):
-            if not isinstance(array, np.ndarray):
-                raise OperandError(f"{argument.label} must be a NumPy array, not {described(array)}")
+            if not is_array(array):
+                raise OperandError(
+                    f"{argument.label} must be a NumPy array or a tensor, not {described(array)}"
+                )
         if not args:
             raise FormulaError(f"{self._text} has no arguments: there is nothing to reduce")
         rank = max((a.ndim for v, a in zip(self._arguments, args, strict=True) if v.category != P), default=2)
@@ -159,6 +164,20 @@ class Genred:
             v.index: _parameter(a, rank) if v.category == P else a
             for v, a in zip(self._arguments, args, strict=True)
         }
+
+
+def common_dtype(args: Sequence[Any], names: Sequence[str]) -> str:
+    """The dtype that arguments have together: NumPy's; of tensors the one that all have.
+
+    Raises OperandError where NumPy arrays and tensors meet, or two devices; DtypeError for tensors of two dtypes.
+    """
+    if all(isinstance(a, np.ndarray) for a in args):
+        return str(np.result_type(*args))
+    home, dtype = home_of(args[0]), dtype_name(args[0].dtype)
+    for arg, name in zip(args, names, strict=True):
+        home = one_home(home, home_of(arg), name)
+        dtype = promoted(dtype, dtype_name(arg.dtype), home, name) or dtype
+    return dtype
 
 
 def _kept(k: Any) -> int | None:
@@ -180,7 +199,7 @@ def _named_dtype(dtype: Any) -> str | None:
     try:
         name = str(np.dtype(dtype).name)
     except TypeError:
-        name = str(dtype)
+        name = dtype_name(dtype)
     if name not in DTYPES:
         raise DtypeError(f"dtype {name} is not one of {', '.join(DTYPES)}")
     return name

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from farsum.arrays import Array, Slot, described
+from farsum.arrays import Array, Slot, as_numbers, described
+from farsum.compute import check_backend
 from farsum.lazy import Lazy, made_from, of_input
-from farsum.reduced import Reduced
-from farsum.solve import conjugate_gradient, ridged, time_left
+from farsum.reduced import KEEP, Reduced
+from farsum.system import System
+from farsum.tensors import broadcast, is_array
 from farsum_kernels.errors import (
     AxisError,
     DimensionError,
@@ -41,42 +43,50 @@ class Inverse:
         words = "nothing" if self._b is not None else ", ".join(map(str, self._product.slots))
         return f"Inverse of {self._product.formula}\n  call it with {words} to solve"
 
-    def __call__(self, *args: Any, deadline_s: float | None = None, **options: Any) -> Array:
+    def __call__(
+        self,
+        *args: Any,
+        backend: str | None = None,
+        device_id: int = -1,
+        ranges: Any = KEEP,
+        deadline_s: float | None = None,
+        **options: Any,
+    ) -> Array:
         """The solution, an array shaped like b.
 
         Raises SolverDidNotConverge, with the iterate and the residuals; ShapeError for arguments that do not fit.
         """
-        solving = self._options | {key: options.pop(key) for key in _SOLVING if key in options}
+        for unknown in set(options) - set(_SOLVING):
+            raise TypeError(f"solving takes no option {unknown!r}")
+        if backend is not None:
+            check_backend(backend)
         if self._b is not None:
             if args:
                 raise ShapeError(f"this solve has all its arrays: no input required, received {len(args)}")
             args = (self._b,)
-        slots = self._product.slots
+        product, slots = self._product, self._product.slots
         if len(args) != len(slots):
             raise ShapeError(
                 f"expected {len(slots)} inputs ({', '.join(map(str, slots))}), received {len(args)}"
             )
         place = next(n for n, slot in enumerate(slots) if slot.index == self._unknown)
-        given = list(args)
-        if not isinstance(given[place], np.ndarray):
-            raise OperandError(f"the right-hand side must be a NumPy array, not {described(given[place])}")
-        arrays, *_ = self._product._arranged(tuple(given))
-        b = arrays[self._product.frame.inputs.index(slots[place])]
+        if not is_array(args[place]):
+            raise OperandError(f"the right-hand side must be an array, not {described(args[place])}")
+        arrays, dtype, _ = product._arranged(args)
+        column = product.frame.inputs.index(slots[place])
+        b = arrays[column]
         self._check_rows(arrays, b)
         batch = np.broadcast_shapes(
-            *(a.shape[: -1 if h.category == P else -2] for h, a in self._held(arrays))
+            *(tuple(a.shape[: -1 if h.category == P else -2]) for h, a in self._held(arrays))
         )
-        b = np.broadcast_to(b, (*batch, *b.shape[-2:]))
-        left = time_left(deadline_s)
-
-        def product(p: Array) -> Array:
-            given[place] = p
-            found = self._product(*given, deadline_s=left(), **options)
-            return found.view(p.dtype) if found.dtype != p.dtype else found  # type: ignore[no-any-return]
-
-        alpha, rest = solving["alpha"], {k: v for k, v in solving.items() if k != "alpha"}
-        a = conjugate_gradient(ridged(product, alpha), b, **rest)
-        return a.view(f"complex{16 * a.dtype.itemsize}") if self._product.is_complex else a
+        arrays[column] = broadcast(b, (*batch, *b.shape[-2:]))
+        given = self._options | options
+        held = product.ranges if ranges is KEEP else ranges
+        system = System(
+            product.computation, column, dtype, given["eps"], given["max_iterations"], held, deadline_s
+        )
+        a = system.solved(arrays, given["alpha"])
+        return as_numbers(a) if product.is_complex else a  # type: ignore[no-any-return]
 
     def _held(self, arrays: dict[int, Array]) -> list[tuple[Any, Array]]:
         return [(held, arrays[n]) for n, held in enumerate(self._product.frame.inputs)]
@@ -123,11 +133,11 @@ def solve(lazy: Any, other: Any, var: Any, call: bool, options: dict[str, Any]) 
 
 def _right_hand_side(other: Any) -> Any:
     """The right-hand side as a lazy tensor of one array or symbol, along i or j."""
-    if isinstance(other, np.ndarray):
+    if is_array(other):
         if other.ndim != 2:
             raise ShapeError(
                 f"the right-hand side is an array (N, E), Vi(b), Vj(b) or a LazyTensor of one array; received an array "
-                f"of shape {other.shape}: write b[:, None] for one column"
+                f"of shape {tuple(other.shape)}: write b[:, None] for one column"
             )
         return made_from(other, axis=I)
     if not isinstance(other, Lazy):

@@ -1,4 +1,4 @@
-"""Linear systems whose matrix is a reduction: conjugate gradients, `KernelSolve`, and the solvers below it.
+"""Conjugate gradients for linear systems, and the solvers on top of them that take any linear operator.
 
 The iteration is that of M. R. Hestenes and E. Stiefel, Methods of conjugate gradients for solving linear
 systems, J. Res. Nat. Bur. Standards 49 (1952), with the preconditioning of P. Concus, G. H. Golub and
@@ -9,30 +9,24 @@ solution, the residual and all scalars are in float64, which costs a few rows ne
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from math import isfinite, isqrt, sqrt
 from typing import Any
 
 import numpy as np
 
-from farsum.arrays import Array, as_ranges, as_reals, checked, described, is_number
+from farsum.arrays import Array, is_number
 from farsum.genred import Genred
+from farsum.tensors import is_tensor, to_numpy, to_tensor
 from farsum_kernels.errors import (
     DeadlineExceeded,
-    DimensionError,
     DtypeError,
     FormulaError,
-    FormulaTooLarge,
     OperandError,
     ShapeError,
     SolverDidNotConverge,
 )
-from farsum_kernels.formula.aliases import Argument, read_alias
-from farsum_kernels.formula.expr import P
-from farsum_kernels.formula.grad import check_linear
-from farsum_kernels.formula.text import parse
-from farsum_kernels.job import extent_of
+from farsum_kernels.job import dtype_name
 
 Operator = Callable[[Array], Array]
 
@@ -183,12 +177,6 @@ def _iterate(
 _NOT_FINITE = "the right-hand side holds numbers that are not finite, or too large to square"
 
 
-def _as_pairs(a: Array) -> Array:
-    """Interleaved (re, im) as complex numbers, the last axis half as long."""
-    numbers: Array = a.view(np.result_type(a.dtype, np.complex64))
-    return numbers
-
-
 def _dot(u: Array, v: Array) -> float:
     return float(np.vdot(u, v).real)
 
@@ -231,227 +219,38 @@ def _count(max_iterations: Any) -> int:
     return int(max_iterations)
 
 
-class KernelSolve:
-    """The inverse of a sum: call it on arrays to get a with alpha·a + Σ formula(…, a, …) = b.
-
-    formula, aliases    as in `Genred`; the formula is linear in one argument, and the matrix that it stands
-                        for is symmetric positive definite, which is not checked
-    varinvalias         that argument, by its name or as "Var(index,dim,category)". Its place in a call takes
-                        the right-hand side b, and the result replaces it
-    axis                0 sums over i, 1 over j. Rows i and rows j are the same points, given twice
-    dtype               what the arrays must be; None takes what they are
-    dtype_acc, use_double_acc, sum_scheme
-                        as in `Genred`, for the sums within each product
-    opt_arg             there for the place it takes; a sum keeps no K
-    enable_chunks, rec_multVar_highdim, use_fast_math
-                        accepted and without effect: they tune another library's GPU code
-
-    Raises FormulaError when the formula is not linear in the argument or there is no such argument,
-    DimensionError when its values are not as long as the argument, and what `Genred` raises.
-
-    >>> x, b = np.random.default_rng(0).random((50, 3)), np.random.default_rng(1).random((50, 2))
-    >>> aliases = ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)"]
-    >>> a = KernelSolve("Exp(-SqDist(x,y))*b", aliases, "b", axis=1)(x, x, b, alpha=0.1)
-    >>> Ka = Genred("Exp(-SqDist(x,y))*b", aliases, axis=1)(x, x, a)
-    >>> np.allclose(0.1 * a + Ka, b, atol=1e-4)
-    True
-    """
-
-    def __init__(
-        self,
-        formula: str,
-        aliases: Sequence[str],
-        varinvalias: str,
-        axis: int = 0,
-        dtype: Any = None,
-        opt_arg: int | None = None,
-        dtype_acc: str = "auto",
-        use_double_acc: bool = False,
-        sum_scheme: str = "auto",
-        enable_chunks: bool = True,
-        rec_multVar_highdim: bool | int | None = None,
-        use_fast_math: bool = True,
-    ) -> None:
-        self._sum = Genred(
-            formula,
-            aliases,
-            axis=axis,
-            dtype=dtype,
-            opt_arg=opt_arg,
-            dtype_acc=dtype_acc,
-            use_double_acc=use_double_acc,
-            sum_scheme=sum_scheme,
-            enable_chunks=enable_chunks,
-            rec_multVar_highdim=rec_multVar_highdim,
-            use_fast_math=use_fast_math,
-        )
-        parsed = parse(formula, aliases)
-        self._text, self._arguments = formula, parsed.arguments
-        self.aliases, self.varinvalias, self.axis = self._sum.aliases, varinvalias, int(axis)
-        try:
-            self.dtype = None if dtype is None else np.dtype(dtype).name
-        except TypeError:
-            raise DtypeError(f"NumPy has no arrays of dtype {dtype}") from None
-        self._solved = _argument(varinvalias, parsed.arguments)
-        if self._solved.category == P:
-            raise FormulaError(
-                f"{self._solved.label} is a parameter; what is solved for has rows: declare it Vi or Vj"
-            )
-        if parsed.root.dim != self._solved.dim:
-            raise DimensionError(
-                f"{formula!r} has dimension {parsed.root.dim} and {self._solved.label} has {self._solved.dim}; "
-                f"a system has as many equations as unknowns"
-            )
-        try:
-            # A formula that is too large to differentiate is taken on trust.
-            with suppress(FormulaTooLarge):
-                check_linear(parsed.root, self._solved.variable)
-        except FormulaError:
-            raise FormulaError(
-                f"{formula!r} is not linear in {self._solved.label}, so there is no system to solve"
-            ) from None
-
-    def __repr__(self) -> str:
-        return f"KernelSolve({self._text!r}, {self.aliases}, {self.varinvalias!r}, axis={self.axis})"
-
-    def __call__(
-        self,
-        *args: Array,
-        backend: str = "auto",
-        device_id: int = -1,
-        alpha: float | None = 1e-10,
-        eps: float = 1e-6,
-        ranges: Sequence[Array] | None = None,
-        max_iterations: int | None = None,
-        deadline_s: float | None = None,
-    ) -> Array:
-        """The solution for these arrays, one per alias: shapes (..., M, D), (..., N, D), (..., D), with M = N.
-
-        alpha           the ridge: alpha·a is added to the sum. None or 0 for none
-        eps             stop when ‖residual‖² < size of b times eps²
-        max_iterations  as in `conjugate_gradient`
-        deadline_s      give up after so many seconds, all products together
-        backend, device_id, ranges
-                        as in `Genred`; blocks of pairs must lie symmetric
-
-        The result has the shape of b, broadcast to the batch axes of the others, and the dtype that NumPy
-        gives all arrays together. A complex b is solved as pairs of reals, and so is a.
-
-        Raises ShapeError or DtypeError, naming the argument, before anything is sent; SolverDidNotConverge,
-        with the iterate and the residuals; DeadlineExceeded.
-        """
-        left = time_left(deadline_s)
-        arrays = self._checked(args)
-        place = self._solved.index
-        b = arrays[place]
-        held = None if ranges is None else list(as_ranges(ranges).values())
-
-        def product(p: Array) -> Array:
-            value: Array = self._sum(
-                *arrays[:place],
-                p,
-                *arrays[place + 1 :],
-                backend=backend,
-                device_id=device_id,
-                ranges=held,
-                deadline_s=left(),
-            )
-            return value
-
-        a = conjugate_gradient(ridged(product, alpha), b, eps, max_iterations)
-        pairs = isinstance(args[place], np.ndarray) and args[place].dtype.kind == "c"
-        return _as_pairs(a) if pairs else a
-
-    def _checked(self, args: Sequence[Array]) -> list[Array]:
-        """The arrays, contiguous and of one dtype, the right-hand side with all batch axes.
-
-        Copied once here, so that no product copies them again.
-        """
-        if len(args) != len(self._arguments):
-            words = ", ".join(a.label for a in self._arguments)
-            raise ShapeError(f"expected {len(self._arguments)} arguments ({words}), received {len(args)}")
-        for argument, array in zip(self._arguments, args, strict=True):
-            if not isinstance(array, np.ndarray):
-                raise OperandError(f"{argument.label} must be a NumPy array, not {described(array)}")
-        reals = [as_reals(a) for a in args]
-        for argument, array in zip(self._arguments, reals, strict=True):
-            checked(array, argument.label)
-            if self.dtype is not None and array.dtype.name != self.dtype:
-                raise DtypeError(
-                    f"{argument.label} has dtype {array.dtype} where dtype={self.dtype!r} was asked for"
-                )
-        dtype = np.result_type(*reals)
-        arrays = [np.ascontiguousarray(a, dtype) for a in reals]
-        place = self._solved.index
-        arrays[place] = self._right_hand_side(arrays)
-        return arrays
-
-    def _right_hand_side(self, arrays: Sequence[Array]) -> Array:
-        """b with the batch axes of all arguments. Raises ShapeError where shapes do not fit a system."""
-        rank = max(a.ndim for v, a in zip(self._arguments, arrays, strict=True) if v.category != P)
-        shapes = {v.index: a.shape for v, a in zip(self._arguments, arrays, strict=True)}
-        for argument in self._arguments:
-            shape = shapes[argument.index]
-            # A parameter may be written like one row of a batch.
-            if argument.category == P and len(shape) == rank and shape[-2] == 1:
-                shapes[argument.index] = (*shape[:-2], shape[-1])
-        spec = self._sum.computation.spec(arrays[0].dtype.name)
-        extent = extent_of(spec, shapes, {v.index: v.label for v in self._arguments})
-        kept = extent.m if self.axis == 1 else extent.n
-        b = arrays[self._solved.index]
-        if b.shape[-2] != kept:
-            raise ShapeError(
-                f"the right-hand side {self._solved.label} has {b.shape[-2]} rows, but the sum over "
-                f"{'ij'[self.axis]} gives {kept}: rows i and rows j of a system are the same points"
-            )
-        return np.ascontiguousarray(np.broadcast_to(b, (*extent.batch, *b.shape[-2:])))
-
-
-def _argument(name: Any, arguments: Sequence[Argument]) -> Argument:
-    """The argument of this name, or of this place, dimension and category."""
-    there = ", ".join(a.name or str(a) for a in arguments)
-    if not isinstance(name, str):
-        raise OperandError(f"varinvalias is the name of an argument ({there}), not {name!r:.80}")
-    bare = "".join(name.split())
-    for argument in arguments:
-        if bare == argument.name:
-            return argument
-    if bare.startswith("Var("):
-        wanted = read_alias(bare, 0)
-        for argument in arguments:
-            if argument.agrees(wanted):
-                return argument
-    raise FormulaError(f"varinvalias={name!r:.80} is not among the arguments: {there}")
-
-
 # ── the solvers below it ──────────────────────────────────────────────────────────────────────────
 
 
-def ConjugateGradientSolver(binding: str, linop: Operator, b: Array, eps: float = 1e-6) -> Array:
-    """`conjugate_gradient` under its KeOps name; the binding is "numpy".
+def ConjugateGradientSolver(binding: str, linop: Callable[[Any], Any], b: Any, eps: float = 1e-6) -> Any:
+    """`conjugate_gradient` under its KeOps name; the binding is "numpy", or "torch" for a linop of tensors.
+
+    Of tensors, the result is a tensor that autograd does not know: `KernelSolve` has derivatives.
 
     >>> ConjugateGradientSolver("numpy", lambda p: 2 * p, np.ones(3))
     array([0.5, 0.5, 0.5])
     """
-    _check_binding(binding)
+    if _takes_tensors(binding, b):
+        a = conjugate_gradient(_of_arrays(linop, b), to_numpy(b), eps)
+        return to_tensor(a, dtype_name(b.dtype), b.device)
     return conjugate_gradient(linop, b, eps)
 
 
 def KernelLinearSolver(
     binding: str,
-    K: Callable[..., Array] | tuple[str, int, int, float],
-    x: Array,
-    b: Array,
+    K: Callable[..., Any] | tuple[str, int, int, float],
+    x: Any,
+    b: Any,
     alpha: float = 0,
     eps: float = 1e-6,
     precond: bool = False,
-    precondKernel: Callable[..., Array] | None = None,
+    precondKernel: Callable[..., Any] | None = None,
     *,
     seed: int | np.random.Generator = 0,
-) -> Array:
+) -> Any:
     """The array a with alpha·a + K(x, x, a) = b, by conjugate gradients.
 
-    binding        "numpy"
+    binding        "numpy", or "torch" where x, b and the arguments of K are tensors
     K              K(x, y, b) gives Σ_j k(x_i, y_j) b_j, for any rows x (M, D), y (N, D) and b (N, E); or
                    ("gaussian", D, E, sigma), which is k(x, y) = exp(-‖x - y‖² / sigma²)
     x, b           points (N, D) and right-hand side (N, E)
@@ -475,7 +274,13 @@ def KernelLinearSolver(
     >>> np.allclose(plain, helped, atol=1e-4)
     True
     """
-    _check_binding(binding)
+    if _takes_tensors(binding, x, b):
+        of_arrays = K if not callable(K) else _of_arrays(K, x)
+        between = None if precondKernel is None else _of_arrays(precondKernel, x)
+        a = KernelLinearSolver(
+            "numpy", of_arrays, to_numpy(x), to_numpy(b), alpha, eps, precond, between, seed=seed
+        )
+        return to_tensor(a, dtype_name(b.dtype), b.device)
     kernel = K if callable(K) else _gaussian(K)
     x, b = np.ascontiguousarray(x), np.ascontiguousarray(_vector(b))
     if x.ndim != 2 or b.ndim != 2 or len(x) != len(b):
@@ -492,9 +297,26 @@ def KernelLinearSolver(
     return _iterate(linop, b, _positive(eps) ** 2, None, precondition=inverse)
 
 
-def _check_binding(binding: Any) -> None:
-    if binding != "numpy":
-        raise FormulaError(f"the binding is 'numpy', for NumPy arrays, not {binding!r:.80}")
+def _takes_tensors(binding: Any, *arrays: Any) -> bool:
+    """Whether the binding is "torch". Raises FormulaError for another, OperandError where the arrays are not of it."""
+    if binding not in ("numpy", "torch"):
+        raise FormulaError(f"the binding is 'numpy' or 'torch', not {binding!r:.80}")
+    for array in arrays:
+        if is_tensor(array) is not (binding == "torch"):
+            raise OperandError(f"with the binding {binding!r} the arrays are not {type(array).__name__}")
+    return bool(binding == "torch")
+
+
+def _of_arrays(function: Callable[..., Any], like: Any) -> Callable[..., Array]:
+    """A function of tensors as one of arrays."""
+
+    def on_arrays(*arrays: Array) -> Array:
+        found = function(
+            *(to_tensor(np.ascontiguousarray(a), dtype_name(a.dtype), like.device) for a in arrays)
+        )
+        return to_numpy(found)
+
+    return on_arrays
 
 
 def _gaussian(K: Any) -> Callable[..., Array]:

@@ -46,10 +46,13 @@ class Options:
 
     deadline_s   give up after so many seconds, None for never
     progress     called with the finished share, 0 to 1, from the thread that waits
+    digests      by variable index, the digest of arrays that do not change while it is held; None where it is not
+                 known yet: an engine that takes digests puts it there, and takes no other for that index again
     """
 
     deadline_s: float | None = None
     progress: Callable[[float], None] | None = None
+    digests: dict[int, bytes | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -226,10 +229,10 @@ _NAMES: dict[Any, str] = {}
 
 
 def dtype_name(dtype: Any) -> str:
-    """The name of an array's dtype. NumPy takes 5 µs to spell one, so each is spelled once."""
+    """The name of the dtype of an array or a tensor. NumPy takes 5 µs to spell one, so each is spelled once."""
     name = _NAMES.get(dtype)
     if name is None:
-        name = _NAMES[dtype] = str(dtype)
+        name = _NAMES[dtype] = str(dtype).removeprefix("torch.")
     return name
 
 
@@ -241,10 +244,10 @@ def check_arrays(spec: Spec, arrays: Mapping[int, Any], names: Mapping[int, str]
     faces = tuple((index, array.shape, array.dtype) for index, array in arrays.items())
     if known := spec.checked.get(faces):
         return known
-    held = "uint16" if spec.dtype == "bfloat16" else spec.dtype
+    held = ("bfloat16", "uint16") if spec.dtype == "bfloat16" else (spec.dtype,)
     own = {index: array for index, array in arrays.items() if index not in RANGES}
     for index, array in own.items():
-        if dtype_name(array.dtype) != held:
+        if dtype_name(array.dtype) not in held:
             name = (names or {}).get(index) or f"argument {index}"
             raise DtypeError(
                 f"{name} has dtype {array.dtype} where the job computes in {spec.dtype}; "
