@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum import tensors
+from farsum.handle import Handle
 from farsum.tensors import NUMPY, is_tensor
 from farsum_kernels.errors import AxisError, DtypeError, OperandError, ShapeError
 from farsum_kernels.formula.expr import I, J, P, variable
@@ -43,10 +44,11 @@ class Input:
         self.batch: tuple[int, ...] = tuple(shape[:-1] if category == P else shape[:-2])
         # Equal for two inputs that read the same memory in the same way: they are then one variable.
         self.key: object = id(self)
-        if loose:
+        if isinstance(array, Handle):
+            self.key = id(array.content), shape, array.dtype, category
+        elif loose:
             return
-        memory = array if source is None else source
-        if isinstance(memory, np.ndarray):
+        elif isinstance(memory := array if source is None else source, np.ndarray):
             self.key = memory.__array_interface__["data"][0], shape, memory.strides, array.dtype, category
         else:
             # Tensors over one memory may have different histories: only the very same tensor is one variable.
@@ -114,7 +116,7 @@ def is_number(x: object) -> bool:
 
 def is_complex(x: object) -> bool:
     """A complex number, a list that holds one, or a complex array."""
-    if isinstance(x, np.ndarray):
+    if isinstance(x, np.ndarray | Handle):
         return bool(x.dtype.kind == "c")
     if is_tensor(x):
         return bool(x.is_complex())  # type: ignore[attr-defined]
@@ -137,9 +139,9 @@ def described(x: object) -> str:
     return type(x).__name__
 
 
-def checked(x: Array, what: str = "the array") -> Array:
+def checked(x: Any, what: str = "the array") -> Any:
     """The array, if its dtype is one that is computed in."""
-    if not isinstance(x, np.ndarray):
+    if is_tensor(x):
         return tensors.checked_tensor(x, what)
     if dtype_name(x.dtype) not in DTYPES:
         raise DtypeError(
@@ -153,13 +155,14 @@ def as_reals(x: Any) -> Any:
     """A complex array as interleaved (re, im) pairs, the last axis twice as long; anything else as it is."""
     if is_tensor(x):
         return tensors.as_pairs(x)
-    if not isinstance(x, np.ndarray) or x.dtype.kind != "c":
+    if not isinstance(x, np.ndarray | Handle) or x.dtype.kind != "c":
         return x
     if x.dtype.itemsize > 16:
         raise DtypeError(
             f"an array of shape {x.shape} has dtype {x.dtype}; supported are complex64 and complex128"
         )
-    x = np.atleast_1d(x)
+    if isinstance(x, np.ndarray):
+        x = np.atleast_1d(x)
     parts = np.dtype(f"f{x.dtype.itemsize // 2}")
     try:
         return x.view(parts)
@@ -169,7 +172,7 @@ def as_reals(x: Any) -> Any:
 
 def as_numbers(x: Any) -> Any:
     """Interleaved (re, im) pairs as complex numbers, the last axis half as long."""
-    return x.view(complex_name(x.dtype.name)) if isinstance(x, np.ndarray) else tensors.from_pairs(x)
+    return tensors.from_pairs(x) if is_tensor(x) else x.view(complex_name(x.dtype.name))
 
 
 def promoted(a: str | None, b: str | None, home: Any = NUMPY, what: str = "a formula") -> str | None:
@@ -228,18 +231,18 @@ def _symbol(x: tuple[Any, ...], axis: int | None) -> Slot:
     return Slot(*x)
 
 
-def read_array(x: Array, axis: int | None) -> Input:
+def read_array(x: Any, axis: int | None) -> Input:
     """What an array is by its shape, or by the axis that is named."""
-    if not isinstance(x, np.ndarray):
+    if is_tensor(x):
         held = _read_reals(as_reals(checked(x, "the tensor")), axis)
         return Input(held.array, held.category, held.loose, x)
     held = _read_reals(checked(as_reals(x)), axis)
-    if x.dtype.kind == "c" and not np.may_share_memory(x, held.array):
+    if x.dtype.kind == "c" and isinstance(x, np.ndarray) and not np.may_share_memory(x, held.array):
         held = Input(held.array, held.category, held.loose, x)
     return held
 
 
-def _read_reals(x: Array, axis: int | None) -> Input:
+def _read_reals(x: Any, axis: int | None) -> Input:
     if x.ndim == 2:
         if axis not in (0, 1):
             raise ShapeError(
@@ -252,16 +255,16 @@ def _read_reals(x: Array, axis: int | None) -> Input:
             raise AxisError(f"an array of shape {tuple(x.shape)} is a parameter; it takes no axis")
         if 0 in x.shape:
             raise ShapeError("a parameter vector has at least one entry")
-        return Input(x if x.ndim else x.reshape(1), P)
+        return Input(x.reshape(-1), P)
     if axis is not None:
         raise AxisError(f"an array of shape {tuple(x.shape)} says itself what it is; it takes no axis")
-    m, n = x.shape[-3:-1]
+    (*batch, m, n, dim), whole = x.shape, isinstance(x, Handle)
     if m == 1 and n == 1:
-        return Input(x[..., 0, 0, :], P)
+        return Input(x.reshape(*batch, dim) if whole else x[..., 0, 0, :], P)
     if n == 1:
-        return Input(x[..., 0, :], I)
+        return Input(x.reshape(*batch, m, dim) if whole else x[..., 0, :], I)
     if m == 1:
-        return Input(x[..., 0, :, :], J)
+        return Input(x.reshape(*batch, n, dim) if whole else x[..., 0, :, :], J)
     raise ShapeError(
         f"an array of shape {tuple(x.shape)} is no row of points: x_i has shape (..., M, 1, D), y_j (..., 1, N, D), "
         f"a parameter (..., 1, 1, D)"

@@ -17,28 +17,33 @@ from torch.autograd.function import Function
 
 from farsum.compute import Call, evaluate
 from farsum.gradient import outputs_of, pull, push, remembering
+from farsum.handle import Content, Handle, content_of
+from farsum.target import remote
 from farsum.tensors import recast, to_numpy, to_tensor
 from farsum_kernels.formula.expr import Expr, P
-from farsum_kernels.job import Spec, output_dtypes
+from farsum_kernels.job import RANGES, Spec, output_dtypes
 
 # A row number past this is not exact in float32.
 _EXACT_ROWS = 1 << 24
 
 
 def reduced(spec: Spec, arrays: Mapping[int, Tensor], call: Call) -> tuple[Tensor, ...]:
-    """The results of a job of tensors, all on one device and of the dtype of the job."""
+    """The results of a job of tensors, all on one device and of the dtype of the job; ranges stand among them."""
+    ranges: dict[int, Any] = {place: arrays[place] for place in RANGES if place in arrays}
+    if ranges:
+        call = replace(call, ranges=ranges)
     tensors = [arrays[n] for n in spec.inputs]
     if not _followed(tensors):
         return Reduce.forward(spec, call, *tensors)
     dtype = _exact_dtype(spec, tensors)
     if dtype != spec.dtype:
         wide = replace(spec, dtype=dtype)
-        results = reduced(wide, {n: recast(x, dtype) for n, x in arrays.items()}, replace(call, digests=None))
+        held = {n: recast(arrays[n], dtype) for n in spec.inputs}
+        results = reduced(wide, held, replace(call, guarded={}))
         kinds = outputs_of(spec)
         return tuple(recast(y, spec.dtype) if v else y for y, (_, v) in zip(results, kinds, strict=True))
     whole, own = remembering(spec)
-    known = call.digests or {}
-    guarded = replace(call, digests={n: known.get(n) for n in whole.inputs})
+    guarded = replace(call, guarded={n: call.guarded.get(n) for n in whole.inputs})
     results = Reduce.apply(whole, guarded, *tensors)  # type: ignore[no-untyped-call]
     return tuple(results[n] for n in own)
 
@@ -67,8 +72,10 @@ class Reduce(Function):
 
     @staticmethod
     def forward(spec: Spec, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-        arrays = dict(zip(spec.inputs, map(to_numpy, tensors), strict=True))
+        arrays: dict[int, Any] = dict(zip(spec.inputs, map(to_numpy, tensors), strict=True))
         device = tensors[0].device
+        if call.guarded and remote() is not None:
+            arrays = {n: _hashed_once(n, a, call.guarded) for n, a in arrays.items()}
         values = evaluate(spec, arrays, call)
         return tuple(to_tensor(v, t, device) for v, t in zip(values, output_dtypes(spec), strict=True))
 
@@ -102,7 +109,7 @@ class Reduce(Function):
         info: Any, in_dims: tuple[int | None, ...], spec: Spec, call: Call, *tensors: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         """The mapped axis becomes the first batch axis; with ranges, which take no batch, the jobs run one by one."""
-        call = replace(call, digests=None)
+        call = replace(call, guarded={})
         if call.ranges:
             each = [
                 evaluate(spec, dict(zip(spec.inputs, each_of(tensors, in_dims[2:], k), strict=True)), call)
@@ -130,6 +137,14 @@ def _saved(
 ) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
     held, count = tuple(map(of, ctx.saved_tensors)), len(ctx.spec.inputs)
     return dict(zip(ctx.spec.inputs, held[:count], strict=True)), held[count:]
+
+
+def _hashed_once(n: int, array: Any, guarded: dict[int, Content | None]) -> Any:
+    """An array as what an engine hashes once, if autograd sees to it that its numbers stay: see `Call.guarded`."""
+    if n not in guarded:
+        return array
+    content = guarded[n] = guarded[n] or content_of(array)
+    return Handle(content, array.dtype, array.shape)
 
 
 def batched(tensors: Sequence[Tensor], dims: Sequence[int | None], inputs: Iterable[Expr]) -> list[Tensor]:

@@ -11,7 +11,9 @@ import numpy as np
 
 from farsum import progress
 from farsum.arrays import Array, as_ranges
-from farsum.target import prepared
+from farsum.handle import Content, Handle, handle_of
+from farsum.recorded import Tape, record_step, tape_of
+from farsum.target import prepared, remote
 from farsum.tensors import among, is_array, is_tensor, recast
 from farsum_kernels.errors import DtypeError, EngineMissing, FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, node, variables
@@ -85,30 +87,36 @@ def check_backend(backend: Any) -> None:
 class Call:
     """What goes with the arrays of a job and is no part of its formula.
 
-    ranges       the six arrays of a block-sparse reduction, at their places
     deadline_s   give up after so many seconds
-    digests      see `farsum_kernels.job.Options`
+    keep         leave the results where they are computed
+    ranges       the six arrays of a block-sparse reduction, at their places
+    guarded      by variable index, tensors that do not change while it is held, as what an engine hashes once; None
+                 where nothing was sent yet
     """
 
-    ranges: Mapping[int, Array] = field(default_factory=dict)
     deadline_s: float | None = None
-    digests: dict[int, bytes | None] | None = None
+    keep: bool = False
+    ranges: Mapping[int, Array] = field(default_factory=dict)
+    guarded: dict[int, Content | None] = field(default_factory=dict)
 
 
 PLAIN = Call()
 
 
 def evaluate(spec: Spec, arrays: Mapping[int, Any], call: Call = PLAIN) -> tuple[Any, ...]:
-    """The results of a job: arrays of arrays, or tensors of tensors, which autograd then knows."""
+    """The results of a job: arrays of arrays, or tensors of tensors, which autograd then knows.
+
+    Ranges stand beside the arrays, at their places, or in the call.
+    """
     if among(arrays.values()):
         from farsum.autograd import reduced
 
         return reduced(spec, arrays, call)
     if call.ranges:
         arrays = {**arrays, **call.ranges}
-    options = progress.options(call.deadline_s, call.digests)
+    options = progress.options(call.deadline_s, call.keep)
     try:
-        return prepared(spec).run(arrays, options).values
+        return prepared(spec).run(within_reach(arrays), options).values
     finally:
         progress.done(options)
 
@@ -152,28 +160,42 @@ class Computation:
         ranges: Sequence[Array] | None = None,
         out: Array | None = None,
         deadline_s: float | None = None,
+        keep: bool = False,
     ) -> Any:
         """The result, or the tuple of results, of these arrays, all of one dtype.
 
         names   what users call the inputs, for messages; with it the arrays are checked here
         out     receives the result and is returned
+        keep    leave the results where they are computed: they come as handles
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
-        wide = self.accuracy is not AUTO and self._is_wide(dtype)
+        wide = self.is_wide(dtype)
         spec = self.spec("float64" if wide else dtype)
         if wide:
             arrays = {n: recast(a, "float64") for n, a in arrays.items()}
-        call = PLAIN if ranges is None and deadline_s is None else Call(as_ranges(ranges), deadline_s)
+        are_tensors = among(arrays.values())
+        if ranges is not None:
+            arrays = {**arrays, **as_ranges(ranges)}
         if names is not None or out is not None:
-            extent = check_arrays(spec, {**arrays, **call.ranges} if call.ranges else arrays, names)
+            extent = check_arrays(spec, arrays, names)
             if out is not None:
-                if is_tensor(out) is not among(arrays.values()):
-                    raise OperandError(
-                        f"out is of the kind of the arrays, a NumPy array or a tensor, not {type(out).__name__}"
-                    )
+                if is_tensor(out) is not are_tensors:
+                    raise OperandError(f"out is an array like those of the formula, not {type(out).__name__}")
                 _check_out(out, self.spec(dtype), extent)
-        values = evaluate(spec, arrays, call)
+        if keep and out is not None:
+            raise OperandError(
+                "out receives a result, and keep leaves it where it is computed: give one of them"
+            )
+        if tape := tape_of(arrays.values()):
+            values = _recorded(tape, spec, arrays, names, out is not None or keep or deadline_s is not None)
+            values = tuple(recast(v, dtype) if wide else v for v in values)
+            return values[0] if len(values) == 1 else values
+        if are_tensors and keep:
+            raise OperandError("keep leaves a handle, which is no tensor: of tensors come tensors")
+        values = evaluate(spec, arrays, Call(deadline_s, keep) if deadline_s is not None or keep else PLAIN)
+        if keep:
+            values = tuple(v if isinstance(v, Handle) else handle_of(v) for v in values)
         if wide:
             values = tuple(recast(v, dtype) for v in values)
         if out is not None:
@@ -181,7 +203,10 @@ class Computation:
             return out
         return values[0] if len(values) == 1 else values
 
-    def _is_wide(self, dtype: str) -> bool:
+    def is_wide(self, dtype: str) -> bool:
+        """Is it computed in float64 and rounded once? Raises FormulaError for an accumulator that is too narrow."""
+        if self.accuracy is AUTO:
+            return False
         self.accuracy.check_dtype(dtype)
         return self.accuracy.wide and dtype != "float64"
 
@@ -203,6 +228,24 @@ def counting(root: Expr, weight: Expr | None, inputs: Iterable[Expr]) -> Expr:
     return root
 
 
+def within_reach(arrays: Mapping[int, Any]) -> Mapping[int, Any]:
+    """The arrays as the engine takes them: a server takes handles, the engine in this process the numbers."""
+    if any([type(a) is Handle for a in arrays.values()]) and remote() is None:
+        return {n: a.here() if isinstance(a, Handle) else a for n, a in arrays.items()}
+    return arrays
+
+
+def _recorded(
+    tape: Tape, spec: Spec, arrays: Mapping[int, Any], names: Mapping[int, str] | None, run: bool
+) -> tuple[Any, ...]:
+    """The results as arrays of the program that is being recorded."""
+    if run:
+        raise FormulaError("out, keep and deadline_s belong to the call of a program, not to its steps")
+    extent = check_arrays(spec, arrays, names)
+    made = zip(output_dtypes(spec), output_shapes(spec, extent), strict=True)
+    return record_step(tape, spec, arrays, list(made))
+
+
 def _check_out(out: Any, spec: Spec, extent: Extent) -> None:
     """Raise unless `out` can receive the result."""
     shapes, dtypes = output_shapes(spec, extent), output_dtypes(spec)
@@ -213,7 +256,7 @@ def _check_out(out: Any, spec: Spec, extent: Extent) -> None:
 
 def check_fits(out: Any, shape: tuple[int, ...], dtype: str) -> None:
     """Raise unless `out` is an array, or a tensor, of this shape and dtype that can be written to."""
-    if not is_array(out):
+    if not is_array(out) or isinstance(out, Handle):
         raise OperandError(
             f"out is an array of dtype {dtype} and shape {shape}, like the result, not {type(out).__name__}"
         )

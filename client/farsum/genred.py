@@ -111,6 +111,7 @@ class Genred:
         ranges: Sequence[Any] | None = None,
         out: Any = None,
         deadline_s: float | None = None,
+        keep: bool = False,
     ) -> Any:
         """The reduction of these arrays, one per alias, of the shapes (..., M, D), (..., N, D) and (..., D).
 
@@ -119,22 +120,23 @@ class Genred:
         ranges       six arrays of ints for a block-sparse reduction
         out          an array that receives the result and is returned
         deadline_s   give up after so many seconds
+        keep         leave the result where it is computed, and give a handle to it
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
         check_backend(backend)
-        arrays, dtype = self._typed(args)
+        arrays, dtype = self.typed(args)
         names = {a.index: a.label for a in self._arguments}
-        return self.computation.run(arrays, dtype, names, ranges, out, deadline_s)
+        return self.computation.run(arrays, dtype, names, ranges, out, deadline_s, keep)
 
     def explain(self, *args: Any) -> Explanation:
         """What a call on these arrays computes, sends and costs, without computing anything."""
         from farsum.explain import explained
 
-        return explained(self.computation, *self._typed(args), self.formula)
+        return explained(self.computation, *self.typed(args), self.formula)
 
-    def _typed(self, args: Sequence[Any]) -> tuple[dict[int, Array], str]:
-        """The arrays by variable index, all of one dtype."""
+    def typed(self, args: Sequence[Any]) -> tuple[dict[int, Array], str]:
+        """The arrays of a call by variable index, all of one dtype, and that dtype."""
         args = tuple(map(as_reals, args))
         arrays = self._inputs(args)
         for argument, array in zip(self._arguments, args, strict=True):
@@ -171,8 +173,8 @@ def common_dtype(args: Sequence[Any], names: Sequence[str]) -> str:
 
     Raises OperandError where NumPy arrays and tensors meet, or two devices; DtypeError for tensors of two dtypes.
     """
-    if all(isinstance(a, np.ndarray) for a in args):
-        return str(np.result_type(*args))
+    if not any(is_tensor(a) for a in args):
+        return str(np.result_type(*[a.dtype for a in args]))
     home, dtype = home_of(args[0]), dtype_name(args[0].dtype)
     for arg, name in zip(args, names, strict=True):
         home = one_home(home, home_of(arg), name)
@@ -190,7 +192,9 @@ def _kept(k: Any) -> int | None:
 def _parameter(array: Array, rank: int) -> Array:
     if array.ndim == 0:
         return array.reshape(1)
-    return array[..., 0, :] if array.ndim == rank and array.shape[-2] == 1 else array
+    if array.ndim == rank and array.shape[-2] == 1:
+        return array.reshape(*array.shape[:-2], array.shape[-1])
+    return array
 
 
 def _named_dtype(dtype: Any) -> str | None:

@@ -271,7 +271,7 @@ def pulled_back(reduced: Reduced, v: Any, e: Any) -> Array:
     assert dtype is not None and isinstance(held, Input)
     arrays = reduced._held(dtype)
     spec, (own,) = remembering(made.spec(dtype))
-    call = PLAIN if reduced.ranges is None else Call(as_ranges(reduced.ranges))
+    call = PLAIN if reduced.ranges is None else Call(ranges=as_ranges(reduced.ranges))
     results = evaluate(spec, arrays, call)
     cotangents: list[Any] = [None] * len(results)
     cotangents[own] = _cotangent(e, results[own], reduced.is_complex)

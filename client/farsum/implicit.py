@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import Function
@@ -18,8 +19,7 @@ from farsum.arrays import as_ranges
 from farsum.autograd import batched, each_of, outer_tangents, primal
 from farsum.compute import Call
 from farsum.gradient import pull, push
-from farsum.solve import conjugate_gradient, ridged, time_left
-from farsum.system import System
+from farsum.systems import System
 from farsum.tensors import recast, to_numpy, to_tensor
 from farsum_kernels.errors import OperandError
 from farsum_kernels.job import Spec
@@ -29,6 +29,8 @@ _NARROW = ("float16", "bfloat16")
 
 def solved(system: System, arrays: Mapping[int, Tensor], alpha: Any) -> Tensor:
     """The solution, of the shape and dtype of the right-hand side."""
+    if system.keep:
+        raise OperandError("keep leaves a handle, which is no tensor: of tensors come tensors")
     wide = system.computation.accuracy.wide and system.dtype != "float64"
     if wide or system.dtype in _NARROW:
         dtype = "float64" if wide else "float32"
@@ -49,12 +51,12 @@ class Solve(Function):
 
     @staticmethod
     def forward(system: System, order: tuple[int, ...], alpha: Any, *tensors: Tensor) -> Tensor:
-        arrays = dict(zip(order, map(to_numpy, tensors), strict=True))
-        product = system.product(arrays, time_left(system.deadline_s))
-        ridge = alpha.item() if isinstance(alpha, Tensor) else alpha
-        b = arrays[system.unknown]
-        a = conjugate_gradient(ridged(product, ridge), b, system.eps, system.max_iterations)
-        found: Tensor = to_tensor(a, system.dtype, tensors[0].device)
+        arrays = {n: np.ascontiguousarray(to_numpy(x)) for n, x in zip(order, tensors, strict=True)}
+        found: Tensor = to_tensor(
+            system.solved(arrays, alpha.item() if isinstance(alpha, Tensor) else alpha),
+            system.dtype,
+            tensors[0].device,
+        )
         return found
 
     @staticmethod
@@ -130,4 +132,4 @@ def _saved(
 
 def _map(system: System) -> tuple[Spec, Call]:
     """The job A·p."""
-    return system.computation.spec(system.dtype), Call(as_ranges(system.ranges))
+    return system.computation.spec(system.dtype), Call(ranges=as_ranges(system.ranges))

@@ -9,9 +9,9 @@ import numpy as np
 from farsum.arrays import Array, Slot, as_numbers, described
 from farsum.compute import check_backend
 from farsum.lazy import Lazy, made_from, of_input
-from farsum.reduced import KEEP, Reduced
-from farsum.system import System
-from farsum.tensors import broadcast, is_array
+from farsum.reduced import Reduced
+from farsum.systems import System, widened
+from farsum.tensors import is_array
 from farsum_kernels.errors import (
     AxisError,
     DimensionError,
@@ -19,18 +19,19 @@ from farsum_kernels.errors import (
     InputMissing,
     OperandError,
     ShapeError,
+    SolverDidNotConverge,
 )
 from farsum_kernels.formula.expr import VAR, I, J, P, variable
 from farsum_kernels.formula.grad import check_linear
 
-_SOLVING = ("alpha", "eps", "max_iterations")
+_SOLVING = ("alpha", "eps", "max_iterations", "method", "precond")
 
 
 class Inverse:
     """a = (alpha·Id + K)⁻¹ b, to be called: with the arrays of the symbolic variables, in rising order of index.
 
     The variable with the index of `solve`'s right-hand side takes b. Without symbolic variables the call
-    takes nothing. `alpha`, `eps` and `max_iterations` may be given at the call too.
+    takes nothing. The options of solving may be given at the call too.
     """
 
     def __init__(self, product: Reduced, unknown: int, b: Array | None, options: dict[str, Any]) -> None:
@@ -44,49 +45,51 @@ class Inverse:
         return f"Inverse of {self._product.formula}\n  call it with {words} to solve"
 
     def __call__(
-        self,
-        *args: Any,
-        backend: str | None = None,
-        device_id: int = -1,
-        ranges: Any = KEEP,
-        deadline_s: float | None = None,
-        **options: Any,
-    ) -> Array:
-        """The solution, an array shaped like b.
+        self, *args: Any, deadline_s: float | None = None, keep: bool = False, **options: Any
+    ) -> Any:
+        """The solution, an array shaped like b; with `keep` a handle to it, where it was computed.
 
         Raises SolverDidNotConverge, with the iterate and the residuals; ShapeError for arguments that do not fit.
         """
-        for unknown in set(options) - set(_SOLVING):
-            raise TypeError(f"solving takes no option {unknown!r}")
-        if backend is not None:
-            check_backend(backend)
+        solving = self._options | {key: options.pop(key) for key in _SOLVING if key in options}
         if self._b is not None:
             if args:
                 raise ShapeError(f"this solve has all its arrays: no input required, received {len(args)}")
             args = (self._b,)
-        product, slots = self._product, self._product.slots
+        slots = self._product.slots
         if len(args) != len(slots):
             raise ShapeError(
                 f"expected {len(slots)} inputs ({', '.join(map(str, slots))}), received {len(args)}"
             )
         place = next(n for n, slot in enumerate(slots) if slot.index == self._unknown)
-        if not is_array(args[place]):
-            raise OperandError(f"the right-hand side must be an array, not {described(args[place])}")
-        arrays, dtype, _ = product._arranged(args)
-        column = product.frame.inputs.index(slots[place])
-        b = arrays[column]
+        given = list(args)
+        if not is_array(given[place]):
+            raise OperandError(f"the right-hand side must be an array, not {described(given[place])}")
+        arrays, dtype, _ = self._product._arranged(tuple(given))
+        place = self._product.frame.inputs.index(slots[place])
+        b = arrays[place]
         self._check_rows(arrays, b)
         batch = np.broadcast_shapes(
             *(tuple(a.shape[: -1 if h.category == P else -2]) for h, a in self._held(arrays))
         )
-        arrays[column] = broadcast(b, (*batch, *b.shape[-2:]))
-        given = self._options | options
-        held = product.ranges if ranges is KEEP else ranges
-        system = System(
-            product.computation, column, dtype, given["eps"], given["max_iterations"], held, deadline_s
-        )
-        a = system.solved(arrays, given["alpha"])
-        return as_numbers(a) if product.is_complex else a  # type: ignore[no-any-return]
+        arrays[place] = widened(b, batch)
+        options.pop("device_id", None)
+        check_backend(options.pop("backend", None) or "auto")
+        ranges = options.pop("ranges", self._product.ranges)
+        if options:
+            raise TypeError(f"solve takes no option {next(iter(options))!r}")
+        alpha = solving.pop("alpha")
+        system = System(self._product.computation, place, dtype, solving, ranges, deadline_s, keep)
+        try:
+            a = system.solved(arrays, alpha)
+        except SolverDidNotConverge as error:
+            if error.iterate is not None:
+                error.iterate = self._numbers(error.iterate)
+            raise
+        return self._numbers(a)
+
+    def _numbers(self, a: Any) -> Any:
+        return as_numbers(a) if self._product.is_complex else a
 
     def _held(self, arrays: dict[int, Array]) -> list[tuple[Any, Array]]:
         return [(held, arrays[n]) for n, held in enumerate(self._product.frame.inputs)]
@@ -107,7 +110,7 @@ def solve(lazy: Any, other: Any, var: Any, call: bool, options: dict[str, Any]) 
         raise TypeError("solve takes no out: it gives a new array")
     solving = {"alpha": 1e-10, "eps": 1e-6, "max_iterations": None}
     solving |= {key: options.pop(key) for key in _SOLVING if key in options}
-    deadline_s = options.pop("deadline_s", None)
+    deadline_s, keep = options.pop("deadline_s", None), options.pop("keep", False)
     b = _right_hand_side(other)
     category, slot = b.axis, b.frame.inputs[0]
     symbolic = isinstance(slot, Slot)
@@ -128,7 +131,7 @@ def solve(lazy: Any, other: Any, var: Any, call: bool, options: dict[str, Any]) 
         )
     reduced = summed._reduce("Sum", 1 if category == I else 0, call=False, **options)
     made = Inverse(reduced, index, None if symbolic else b.variables[0], solving)
-    return made(deadline_s=deadline_s) if call and not symbolic else made
+    return made(deadline_s=deadline_s, keep=keep) if call and not symbolic else made
 
 
 def _right_hand_side(other: Any) -> Any:

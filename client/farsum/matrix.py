@@ -10,6 +10,7 @@ import numpy as np
 
 from farsum.arrays import Array, Input, as_numbers, as_reals, checked, described, is_complex
 from farsum.compute import computation
+from farsum.handle import Handle
 from farsum.lazy import Lazy, make, of_input
 from farsum.reductions import Reductions
 from farsum.tensors import NUMPY, is_array, is_tensor, plain, repeated, rows_of
@@ -72,11 +73,13 @@ class Matrix(Reductions):
             raise OperandError(f"K @ v needs an array v, not {described(v)}")
         if v.ndim == 0:
             raise ShapeError("K @ v needs a vector or a matrix, not a number; write K * v")
-        columns = checked(as_reals(v[:, None] if v.ndim == 1 else v), "the array v in K @ v")
+        columns = checked(as_reals(v.reshape(-1, 1) if v.ndim == 1 else v), "the array v in K @ v")
         held = Input(columns, J, source=v if is_tensor(v) else None)
         leaf = of_input(held, is_complex(v))
         found = (self * leaf)._reduce("Sum", 1, **options)
-        return found[..., 0] if v.ndim == 1 else found
+        if v.ndim == 1:
+            return found.reshape(found.shape[:-1]) if isinstance(found, Handle) else found[..., 0]
+        return found
 
     def solve(self, other: Any, var: Any = None, call: bool = True, **options: Any) -> Any:
         """The a with (alpha·Id + K) a = other, by conjugate gradients; K symmetric, positive definite.
@@ -84,7 +87,7 @@ class Matrix(Reductions):
         other   an array (N, E) or a LazyTensor Vi(b) or Vj(b); symbolic: the result is called with b
         var     the variable that K is linear in, when K is a formula such as K_ij * Vj(0, E)
         call    False gives a callable object instead of solving
-        alpha, eps, max_iterations, backend, device_id, ranges, dtype_acc, use_double_acc, sum_scheme
+        alpha, eps, max_iterations, method, precond, backend, device_id, ranges, dtype_acc, use_double_acc, sum_scheme
                 see `farsum.numpy.KernelSolve`
 
         Raises SolverDidNotConverge, which holds what was reached.
@@ -92,6 +95,29 @@ class Matrix(Reductions):
         from farsum.inverse import solve
 
         return solve(self, other, var, call, options)
+
+    def eigsh(
+        self,
+        k: int = 6,
+        which: str = "LM",
+        *,
+        tol: float = 0,
+        max_products: int | None = None,
+        seed: int = 0,
+        deadline_s: float | None = None,
+    ) -> tuple[Array, Array]:
+        """k eigenvalues (k,), rising, and eigenvectors (N, k), of a symmetric K, which is not checked.
+
+        which         "LM" the largest in magnitude, "LA" the largest, "SA" the smallest; as in SciPy
+        tol           of the residuals, relative to the largest eigenvalue; 0 for what the dtype allows
+        max_products  give up after so many products K @ v; None for 100·(2k + 20)
+        seed          of the vector that the iteration starts from
+
+        On a server the whole iteration is one call. Raises SolverDidNotConverge, with both as they stood.
+        """
+        from farsum.spectrum import eigsh
+
+        return eigsh(self, k, which, tol, max_products, seed, deadline_s)
 
     # ── as an array ───────────────────────────────────────────────────────────────────────────────
 

@@ -2,8 +2,8 @@
 
 from farsum.complex import ComplexLazyTensor
 from farsum.genred import Genred, generic_argkmin, generic_argmin, generic_logsumexp, generic_sum
-from farsum.kernel_solve import KernelSolve
 from farsum.lazytensor import LazyTensor, Pm, Var, Vi, Vj
+from farsum.solve import KernelSolve
 
 __all__ = [
     "ComplexLazyTensor",

@@ -54,10 +54,8 @@ def watched() -> bool:
     return enabled and sys.stderr is not None and sys.stderr.isatty()
 
 
-def options(deadline_s: float | None = None, digests: dict[int, bytes | None] | None = None) -> Options:
+def options(deadline_s: float | None = None, keep: bool = False) -> Options:
     """How to run a job: with a bar if it is watched."""
     if watched():
-        return Options(deadline_s, Bar(), digests)
-    if deadline_s is None and digests is None:
-        return _QUIET
-    return Options(deadline_s, None, digests)
+        return Options(deadline_s, Bar(), keep)
+    return _QUIET if deadline_s is None and not keep else Options(deadline_s, keep=keep)

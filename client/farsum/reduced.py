@@ -20,6 +20,7 @@ from farsum.arrays import (
 )
 from farsum.compute import Accuracy, check_backend, check_fits, computation, counting
 from farsum.frame import Frame, Ranges, renumbered
+from farsum.handle import put
 from farsum.lazy import printed
 from farsum.tensors import NUMPY, constant, home_of, is_array, one_home, recast
 from farsum_kernels.errors import FormulaError, OperandError, ShapeError
@@ -206,8 +207,11 @@ class Reduced:
         ranges: Any = KEEP,
         out: Array | None = None,
         deadline_s: float | None = None,
+        keep: bool = False,
     ) -> Any:
         """The result on these arrays: rows (..., M, D) and (..., N, D), parameters (..., D).
+
+        keep   leave the result where it is computed, and give a handle to it
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
@@ -219,10 +223,13 @@ class Reduced:
         assert dtype is not None
         if out is not None and (self.is_complex or self._selection):
             return self._into(out, arrays, dtype, ranges, deadline_s)
+        # What is put in order again after the reduction has to be here for that.
+        stays = keep and self._selection is None
         found = self.computation.run(
-            arrays, dtype, names, self.ranges if ranges is KEEP else ranges, out, deadline_s
+            arrays, dtype, names, self.ranges if ranges is KEEP else ranges, out, deadline_s, stays
         )
-        return found if out is not None else self._finished(found)
+        found = found if out is not None else self._finished(found)
+        return put(found) if keep and not stays else found
 
     def _finished(self, found: Any) -> Any:
         if self.is_complex:
@@ -304,5 +311,6 @@ def _given(arg: Any, slot: Slot, name: str) -> Array:
     array = checked(as_reals(arg), name)
     if slot.category == P:
         array = array if array.ndim else array.reshape(1)
-        return array[..., 0, :] if array.ndim >= 2 and array.shape[-2] == 1 else array
+        if array.ndim >= 2 and array.shape[-2] == 1:
+            return array.reshape(*array.shape[:-2], array.shape[-1])
     return array

@@ -16,6 +16,7 @@ out          an array that receives the result and is returned
 dtype_acc, use_double_acc, sum_scheme
              "float64", True and "kahan_scheme" compute in float64 and round once
 deadline_s   give up after so many seconds
+keep         leave the result where it is computed, and give a handle to it: see `farsum.put`
 enable_chunks, use_fast_math, rec_multVar_highdim
              accepted and without effect: they tune another library's GPU code
 """
@@ -33,7 +34,7 @@ from farsum_kernels.errors import AxisError, AxisMissing, FormulaError, OperandE
 
 _OPTIONS = frozenset((
     "call", "backend", "device_id", "ranges", "mask", "radius", "segments", "out", "dtype_acc", "use_double_acc",
-    "sum_scheme", "deadline_s", "enable_chunks", "use_fast_math", "rec_multVar_highdim", "keepdim", "keepdims",
+    "sum_scheme", "deadline_s", "keep", "enable_chunks", "use_fast_math", "rec_multVar_highdim", "keepdim", "keepdims",
 ))  # fmt: skip
 
 
@@ -121,6 +122,7 @@ class Reductions(Lazy):
         use_double_acc: bool = False,
         sum_scheme: str = "auto",
         deadline_s: float | None = None,
+        keep: bool = False,
         enable_chunks: bool = True,
         use_fast_math: bool = True,
         rec_multVar_highdim: Any = False,
@@ -156,10 +158,12 @@ class Reductions(Lazy):
         accuracy = accuracy_of(reduction, dtype_acc, use_double_acc, sum_scheme)
         made = Reduced(frame, root, factor, reduction, axis, k, accuracy, held, complex_, selection)
         if not call or made.slots:
-            if out is not None or deadline_s is not None:
-                raise OperandError("out and deadline_s belong to the call of the object that this gives")
+            if out is not None or deadline_s is not None or keep:
+                raise OperandError(
+                    "out, deadline_s and keep belong to the call of the object that this gives"
+                )
             return made
-        return made(out=out, deadline_s=deadline_s)
+        return made(out=out, deadline_s=deadline_s, keep=keep)
 
 
 class RealReductions(Reductions):

@@ -1,42 +1,33 @@
 """The engine on a server, behind the same seam as the one in process.
 
-Arrays are named by the digest of their bytes, taken anew on every call: an array that was changed in
-place is another array. Nothing is remembered about an array between two calls.
+Makes connections and futures; what happens within a job is in call.py. Nothing is remembered about an array
+of the user between two calls.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from blake3 import blake3
 from numpy.typing import NDArray
 
-from farsum.session import Lost, Session
-from farsum_kernels.errors import (
-    ArrayMissing,
-    Cancelled,
-    DeadlineExceeded,
-    QueueFull,
-    ServerUnreachable,
-    WireError,
-)
-from farsum_kernels.job import RANGES, ArrayRef, Options, Outlook, Result, Spec, check_arrays
+from farsum.call import Call, Cancellation, bytes_of, digest_of, from_stream, gone, upload_array
+from farsum.handle import Handle
+from farsum.retry import persist
+from farsum.session import AWAY_S, Session
+from farsum_kernels.errors import HandleGone, ServerUnreachable
+from farsum_kernels.job import RANGES, Options, Outlook, Result, Spec, check_arrays
+from farsum_kernels.program import Program
 from farsum_proto import tensor, wire
+
+__all__ = ["RemoteEngine", "RemoteFuture", "RemotePrepared", "digest_of", "upload_array"]
 
 Array = NDArray[Any]
 
-# Above this, hashing with more threads gains more than starting them costs.
-PARALLEL_HASH_BYTES = 1 << 20
-# Between two asks an array may be evicted; more often than this the store is too small for the job.
-MAX_ASKS = 4
-# Without a deadline, how long a full queue is tried again.
-BUSY_S = 300.0
 SUBMIT_THREADS = 32
 MAX_PREPARED = 256
 
@@ -51,12 +42,13 @@ class RemoteEngine:
     """Implements farsum_kernels.job.Engine over one connection. Thread-safe, and safe to use after a fork.
 
     target   "grpc://localhost:50051" or "unix:///path/of/socket"
+    away_s   how long a server that was there and went away is waited for, in seconds
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, away_s: float = AWAY_S) -> None:
         self.target = target
-        self.session = Session(target, _version())
-        self._prepared: dict[Spec, RemotePrepared] = {}
+        self.session = Session(target, _version(), away_s)
+        self._prepared: dict[Spec | Program, RemotePrepared] = {}
 
     def __repr__(self) -> str:
         return f"RemoteEngine({self.target!r})"
@@ -71,7 +63,7 @@ class RemoteEngine:
     def closed(self) -> bool:
         return self.session.closed
 
-    def prepare(self, spec: Spec) -> RemotePrepared:
+    def prepare(self, spec: Spec | Program) -> RemotePrepared:
         """Equal specs give one object: a lazy tensor asks anew for each reduction."""
         found = self._prepared.get(spec)
         if found is None:
@@ -104,6 +96,57 @@ class RemoteEngine:
             "round_trip_s": took,
         }
 
+    # ── handles ───────────────────────────────────────────────────────────────────────────────────
+
+    def hold(self, handle: Handle) -> None:
+        """Send the array of a handle, if it is not there, and have the server hold it.
+
+        Raises HandleGone for a kept result that is not there.
+        """
+        if handle.content.local is None:
+            self.kept_there(handle)
+            return
+        ref, token = handle.ref, self.session.token()
+
+        def attempt() -> None:
+            if self.session.claim(ref.digest, token).digests:
+                array = handle.view(tensor.held_as(ref.dtype)).here()
+                upload_array(self.session, array, ref.dtype, ref.digest, token)
+
+        persist(self.session, attempt)
+        handle.content.held_by(self, token)
+
+    def kept_there(self, handle: Handle) -> bytes:
+        """The digest of a kept result. Raises HandleGone if it was kept by another server."""
+        engine = handle.content.engine
+        if engine is None or engine.target != self.target:
+            handle.here()  # which says where it is
+        return handle.content.digest
+
+    def fetch(self, handle: Handle) -> Array:
+        """The array of a kept result.
+
+        Raises HandleGone if the server no longer has it, ServerUnreachable.
+        """
+        engine = self if not self.closed else _connected_to(self.target)
+        if engine is None:
+            raise ServerUnreachable(
+                f"the result of shape {handle.shape} is kept on {self.target}, and the connection to it was closed: "
+                f"farsum.connect({self.target!r}) opens it again"
+            )
+        ref = handle.ref
+
+        def attempt() -> Array:
+            stream = np.empty(ref.nbytes + wire.MAX_HEADER_BYTES, np.uint8)
+            count = engine.session.download(ref, bytes_of(stream), exact=False)
+            return from_stream(stream[:count], ref)
+
+        try:
+            found = persist(engine.session, attempt)
+        except HandleGone as error:
+            raise gone(handle, self.target, str(error)) from error
+        return found.view(handle.dtype).reshape(handle.shape)
+
     def close(self) -> None:
         """Close the connection; jobs under way are cancelled."""
         self.session.close()
@@ -112,34 +155,6 @@ class RemoteEngine:
     def executor(self) -> ThreadPoolExecutor:
         """The threads of `submit`: each waits for one answer."""
         return ThreadPoolExecutor(SUBMIT_THREADS, thread_name_prefix="farsum-submit")
-
-
-class Cancellation:
-    """Carries the wish to stop from one thread to the call that another one makes."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wanted = False
-        self._stop: Callable[[], None] | None = None
-
-    def request(self) -> None:
-        with self._lock:
-            self._wanted = True
-            stop = self._stop
-        if stop:
-            stop()
-
-    def attach(self, stop: Callable[[], None]) -> None:
-        """What stops the request that is now under way."""
-        with self._lock:
-            self._stop = stop
-            wanted = self._wanted
-        if wanted:
-            stop()
-
-    def check(self) -> None:
-        if self._wanted:
-            raise Cancelled("the job was cancelled")
 
 
 class RemoteFuture(Future[Result]):
@@ -162,7 +177,7 @@ class RemoteFuture(Future[Result]):
 class RemotePrepared:
     """Implements farsum_kernels.job.Prepared."""
 
-    def __init__(self, engine: RemoteEngine, spec: Spec) -> None:
+    def __init__(self, engine: RemoteEngine, spec: Spec | Program) -> None:
         self.spec = spec
         self._engine = engine
         self._last: tuple[object, bytes] = None, b""
@@ -175,15 +190,22 @@ class RemotePrepared:
         faces = [(n, a.shape, a.dtype) for n, a in arrays.items()]
         known, form = self._last
         if faces != known:
-            check_arrays(self.spec, arrays)
+            if isinstance(self.spec, Program):
+                self.spec.check(arrays)
+            else:
+                check_arrays(self.spec, arrays)
             form = wire.encode_form(self.spec, {n: a.shape for n, a in arrays.items()})
             self._last = faces, form
         return form
 
-    def _call(self, arrays: Mapping[int, Any], options: Options) -> _Call:
-        own = {n: np.ascontiguousarray(arrays[n]) for n in (*self.spec.inputs, *RANGES) if n in arrays}
-        dtypes = tuple("int64" if n in RANGES else self.spec.dtype for n in own)
-        return _Call(self._engine.session, self._form(own), tuple(own.values()), dtypes, options)
+    def _call(self, arrays: Mapping[int, Any], options: Options) -> Call:
+        if isinstance(self.spec, Program):
+            own = {n: _ordered(arrays[n]) for n in range(len(self.spec.inputs)) if n in arrays}
+            dtypes = tuple(value.dtype for value in self.spec.inputs)
+        else:
+            own = {n: _ordered(arrays[n]) for n in (*self.spec.inputs, *RANGES) if n in arrays}
+            dtypes = tuple("int64" if n in RANGES else self.spec.dtype for n in own)
+        return Call(self._engine, self._form(own), tuple(own.values()), dtypes, options)
 
     def run(self, arrays: Mapping[int, Any], options: Options = Options()) -> Result:
         """Evaluate on the server and wait. Ctrl-C cancels there too.
@@ -205,147 +227,22 @@ class RemotePrepared:
         return future
 
 
-def _fulfil(future: RemoteFuture, call: _Call) -> None:
+def _ordered(array: Any) -> Any:
+    return array if isinstance(array, Handle) else np.ascontiguousarray(array)
+
+
+def _connected_to(target: str) -> RemoteEngine | None:
+    """The engine that work goes to now, if it has this target."""
+    from farsum.target import remote
+
+    engine = remote()
+    return engine if engine is not None and engine.target == target else None
+
+
+def _fulfil(future: RemoteFuture, call: Call) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
         future.set_result(call.run(future.cancellation))
     except BaseException as error:
         future.set_exception(error)
-
-
-class _Call:
-    """One job from ask to result."""
-
-    def __init__(
-        self,
-        session: Session,
-        form: bytes,
-        arrays: tuple[Array, ...],
-        dtypes: tuple[str, ...],
-        options: Options,
-    ) -> None:
-        self._session = session
-        self._form = form
-        self._arrays = arrays
-        self._dtypes = dtypes
-        self._options = options
-        self._digests: list[bytes] = []
-        self._cancellation: Cancellation | None = None
-        self._end = None if options.deadline_s is None else time.monotonic() + options.deadline_s
-
-    def run(self, cancellation: Cancellation | None = None) -> Result:
-        self._cancellation = cancellation
-        self._digests = list(map(_digest, self._arrays))
-        lost = 0
-        busy_until = time.monotonic() + BUSY_S if self._end is None else self._end
-        while True:
-            try:
-                return self._answer()
-            except Lost as error:
-                # A server that restarted has lost the arrays too; the next round sends them again.
-                lost += 1
-                if lost > 1 or not isinstance(error.cause, ServerUnreachable):
-                    raise error.cause from error
-            except DeadlineExceeded as error:
-                raise self._late() from error
-            except QueueFull as error:
-                pause = wire.retry_after(error) or 0.1
-                if time.monotonic() + pause > busy_until:
-                    raise
-                time.sleep(pause)
-
-    def outlook(self) -> Outlook:
-        self._digests = list(map(_digest, self._arrays))
-        request = wire.Request(self._form, self._contents(frozenset()), outlook=True)
-        try:
-            reply = self._session.ask(request)
-        except Lost as error:
-            raise error.cause from error
-        if not isinstance(reply, wire.Outlook):
-            raise WireError(f"{self._session.target} answered an outlook with {type(reply).__name__}")
-        missing = frozenset(reply.missing)
-        unsent = {d: a.nbytes for d, a in zip(self._digests, self._arrays, strict=True) if d in missing}
-        inline = sum(a.nbytes for d, a in zip(self._digests, self._arrays, strict=True) if not d)
-        return Outlook(self._session.target, sum(unsent.values()) + inline, wire.decode_plan(reply.plan))
-
-    def _left(self) -> float | None:
-        """The seconds that are left. Raises when there are none, or when nobody waits any more."""
-        if self._cancellation:
-            self._cancellation.check()
-        if self._end is None:
-            return None
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise self._late()
-        return left
-
-    def _late(self) -> DeadlineExceeded:
-        # The server was told what was left of the deadline; the user knows the whole.
-        return DeadlineExceeded(f"the job did not finish within {self._options.deadline_s:g} s")
-
-    def _answer(self) -> Result:
-        missing: frozenset[bytes] = frozenset()
-        for _ in range(MAX_ASKS):
-            request = wire.Request(
-                self._form, self._contents(missing), self._left(), self._options.progress is not None
-            )
-            attach = self._cancellation.attach if self._cancellation else None
-            reply = self._session.ask(request, self._options.progress, attach)
-            if isinstance(reply, wire.Outputs):
-                values = tuple(map(self._fetch, reply.values))
-                if self._options.progress:
-                    self._options.progress(1.0)
-                return Result(values, wire.decode_plan(reply.plan))
-            assert isinstance(reply, wire.Need)
-            missing = frozenset(reply.digests)
-            self._upload(missing)
-        raise ArrayMissing(
-            f"{self._session.target} dropped arrays of this job {MAX_ASKS} times before it could start: "
-            f"its store is too small for what is asked of it"
-        )
-
-    def _contents(self, missing: frozenset[bytes]) -> tuple[wire.Content, ...]:
-        """Digests; with bytes where they are tiny, or small and missing on the server."""
-        contents = []
-        for array, digest in zip(self._arrays, self._digests, strict=True):
-            inline = not digest or (digest in missing and array.nbytes <= wire.INLINE_BYTES)
-            contents.append(wire.Content(digest, array.tobytes() if inline else None))
-        return tuple(contents)
-
-    def _upload(self, missing: frozenset[bytes]) -> None:
-        rows = zip(self._digests, self._arrays, self._dtypes, strict=True)
-        large = {digest: (array, dtype) for digest, array, dtype in rows if array.nbytes > wire.INLINE_BYTES}
-        for digest in missing & large.keys():
-            self._left()
-            upload_array(self._session, *large[digest], digest)
-
-    def _fetch(self, value: wire.Value) -> Array:
-        if value.inline is not None:
-            # Over a bytearray the result is writable, as a local one is.
-            return np.ndarray(value.shape, tensor.held_as(value.dtype), bytearray(value.inline))
-        tensor.keep_freed_memory()
-        stream = np.empty(value.stream_bytes, np.uint8)
-        self._session.download(value.ticket, _bytes_of(stream))
-        offset = tensor.body_offset(_bytes_of(stream), ArrayRef(b"", value.dtype, value.shape))
-        return np.ndarray(value.shape, tensor.held_as(value.dtype), stream, offset)
-
-
-def _digest(array: Array) -> bytes:
-    """BLAKE3 of the bytes; nothing for a tiny array, which is sent and not named."""
-    if array.nbytes < wire.TINY_BYTES:
-        return b""
-    threads = blake3.AUTO if array.nbytes >= PARALLEL_HASH_BYTES else 1
-    return blake3(_bytes_of(array), max_threads=threads).digest()
-
-
-def _bytes_of(array: Array) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # typed from Python 3.12
-
-
-def upload_array(session: Session, array: Array, dtype: str, digest: bytes) -> None:
-    tensor.keep_freed_memory()
-    header = tensor.header_of(array)
-    body = _bytes_of(array)
-    ref = ArrayRef(digest, dtype, array.shape)
-    session.upload(wire.Upload(ref, len(header) + len(body)), tensor.chunks_of(header, body))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from queue import SimpleQueue
 from weakref import WeakSet
 
@@ -25,6 +27,7 @@ from farsum_kernels.errors import (
     ServerUnreachable,
     WireError,
 )
+from farsum_kernels.job import ArrayRef
 from farsum_proto import wire
 
 OPTIONS = (
@@ -42,8 +45,14 @@ OPTIONS = (
 )
 CONNECT_S = 10.0
 CALL_S = 60.0
+# How long a server that was there and is not is waited for: a restart takes a few seconds.
+AWAY_S = 20.0
 # How much later than the server the client looks at a deadline: the server's answer is the better one.
 PATIENCE_S = 2.0
+# What a last word may take.
+PARTING_S = 1.0
+# How many arrays one message lets go of.
+MAX_CLAIMS = 1024
 
 
 class Lost(Exception):
@@ -117,9 +126,9 @@ class Stream:
     def idle(self) -> bool:
         return not self._pending
 
-    def greet(self, client: str) -> wire.Welcome:
+    def greet(self, client: str, holder: bytes) -> wire.Welcome:
         """Say hello. Raises ServerUnreachable and ProtocolMismatch."""
-        self._outgoing.put(wire.encode_hello(client))
+        self._outgoing.put(wire.encode_hello(client, holder=holder))
         # The handshake has a deadline, the stream has none.
         timer = threading.Timer(CONNECT_S, self._call.cancel)
         timer.daemon = True
@@ -150,6 +159,10 @@ class Stream:
 
     def cancel(self, pending: Pending) -> None:
         self._outgoing.put(wire.encode_cancel(pending.id))
+
+    def tell(self, data: bytes) -> None:
+        """Send what is not answered."""
+        self._outgoing.put(data)
 
     def wait(self, pending: Pending) -> wire.Reply | wire.Failure | Lost:
         """The answer to a request. The first thread that waits reads for all of them."""
@@ -259,8 +272,9 @@ os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 class Session:
     """The connection of one engine. Opens its stream when it is needed, and another after a fork."""
 
-    def __init__(self, target: str, client: str) -> None:
+    def __init__(self, target: str, client: str, away_s: float = AWAY_S) -> None:
         self.target = target
+        self.away_s = away_s
         self._address = address_of(target)
         self._client = client
         self._lock = threading.RLock()
@@ -268,6 +282,11 @@ class Session:
         self._pid = os.getpid()
         self._channel: grpc.Channel | None = None
         self._stream: Stream | None = None
+        self._numbers = itertools.count(1)
+        self._holder = os.urandom(wire.HOLDER_BYTES)
+        # Filled from wherever the collector runs, so nothing but an append is done there.
+        self._released: deque[wire.Claim] = deque()
+        self.greeted = False
         self.closed = False
         _sessions.add(self)
 
@@ -295,6 +314,7 @@ class Session:
                 # What the parent opened is of no use here, and closing it would disturb the parent.
                 self._inherited = (self._channel, self._stream)
                 self._pid, self._channel, self._stream = os.getpid(), None, None
+                self._holder = os.urandom(wire.HOLDER_BYTES)
             if self._channel is None:
                 self._channel = grpc.insecure_channel(self._address, options=OPTIONS)
             return self._channel
@@ -308,7 +328,8 @@ class Session:
             if self._stream is None or self._stream.broken:
                 stream = Stream(channel, self.target)
                 try:
-                    stream.greet(self._client)
+                    stream.greet(self._client, self._holder)
+                    self.greeted = True
                 except BaseException:
                     stream.break_off(Cancelled("the greeting failed"))
                     raise
@@ -326,12 +347,25 @@ class Session:
         `on_sent` is given a function that cancels the job from another thread.
         Raises Lost when the stream broke, else the error that the server sent.
         """
+        return self._exchange(
+            lambda id_: wire.encode_ask(id_, request), request.deadline_s, on_progress, on_sent
+        )
+
+    def _exchange(
+        self,
+        message: Callable[[int], bytes],
+        deadline_s: float | None = None,
+        on_progress: Callable[[float], None] | None = None,
+        on_sent: Callable[[Callable[[], None]], None] | None = None,
+    ) -> wire.Reply:
         stream = self.stream()
         pending = Pending(next(self._ids), on_progress)
-        stream.send(wire.encode_ask(pending.id, request), pending)
+        if self._released:
+            stream.tell(wire.encode_residency(0, wire.Residency(release=self._take_released())))
+        stream.send(message(pending.id), pending)
         if on_sent:
             on_sent(lambda: stream.cancel(pending))
-        watchdog = self._watch(stream, pending, request.deadline_s)
+        watchdog = self._watch(stream, pending, deadline_s)
         try:
             outcome = stream.wait(pending)
         finally:
@@ -343,9 +377,39 @@ class Session:
             raise outcome.error
         if isinstance(outcome, Lost):
             if pending.expired:
-                raise DeadlineExceeded(f"{self.target} did not answer within {request.deadline_s:g} s")
+                raise DeadlineExceeded(f"{self.target} did not answer within {deadline_s:g} s")
             raise outcome
         return outcome
+
+    # ── arrays that are held there ────────────────────────────────────────────────────────────────
+
+    def token(self) -> bytes:
+        """A token of its own for each array, or for the results of one job, that the server is to hold."""
+        return self._holder + next(self._numbers).to_bytes(wire.TOKEN_BYTES - wire.HOLDER_BYTES, "little")
+
+    def claim(self, digest: bytes, token: bytes) -> wire.Need:
+        """Hold an array; the answer names it if it is not there. Raises what `ask` raises."""
+        residency = wire.Residency(((digest, token),), self._take_released())
+        reply = self._exchange(lambda id_: wire.encode_residency(id_, residency), CALL_S)
+        if not isinstance(reply, wire.Need):
+            raise WireError(f"{self.target} answered a claim with {type(reply).__name__}")
+        return reply
+
+    def let_go(self, digest: bytes, token: bytes) -> None:
+        """The token holds the array no more; the server is told with the next message. Takes no lock."""
+        self._released.append((digest, token))
+
+    def flush(self, patience_s: float = CALL_S) -> None:
+        """Tell the server now what it need not hold, if it is there to be told."""
+        stream = self._stream
+        if not self._released or stream is None or stream.broken or self._pid != os.getpid() or self.closed:
+            return
+        with suppress(FarsumError, Lost):
+            released = wire.Residency(release=self._take_released())
+            self._exchange(lambda id_: wire.encode_residency(id_, released), patience_s)
+
+    def _take_released(self) -> tuple[wire.Claim, ...]:
+        return tuple([self._released.popleft() for _ in range(min(len(self._released), MAX_CLAIMS))])
 
     @staticmethod
     def _watch(stream: Stream, pending: Pending, deadline_s: float | None) -> threading.Timer | None:
@@ -386,13 +450,16 @@ class Session:
                 raise Lost(found) from error
             raise found from error
 
-    def download(self, ticket: bytes, into: memoryview) -> None:
-        """Fetch one large result, exactly as many bytes as there is room."""
+    def download(self, what: bytes | ArrayRef, into: memoryview, exact: bool = True) -> int:
+        """Fetch one large result by its ticket, or an array that is held there; gives the number of bytes.
+
+        exact   raise unless there are as many as there is room
+        """
         received = 0
         method: grpc.UnaryStreamMultiCallable[bytes, bytes] = self.channel().unary_stream(
             wire.METHODS["Download"]
         )
-        call = method(wire.encode_download(ticket))
+        call = method(wire.encode_download(what))
         try:
             for chunk in call:
                 end = received + len(chunk)
@@ -401,13 +468,19 @@ class Session:
                 into[received:end] = chunk
                 received = end
         except grpc.RpcError as error:
-            raise Lost(rebuilt(error, self.target)) from error
+            found = rebuilt(error, self.target)
+            if isinstance(what, bytes) or isinstance(found, ServerUnreachable | Draining):
+                raise Lost(found) from error
+            raise found from error
         finally:
             call.cancel()
-        wire.check_complete(received, len(into))
+        if exact:
+            wire.check_complete(received, len(into))
+        return received
 
     def close(self) -> None:
         """Close the connection. Jobs under way are cancelled on the server and fail here with Cancelled."""
+        self.flush(PARTING_S)
         with self._lock:
             self.closed = True
             if self._pid != os.getpid():

@@ -1,56 +1,40 @@
-"""Conjugate gradients for linear systems, and the solvers on top of them that take any linear operator.
+"""Linear systems whose matrix is a reduction: `KernelSolve`, and the solvers below it for an operator of your own.
 
-The iteration is that of M. R. Hestenes and E. Stiefel, Methods of conjugate gradients for solving linear
-systems, J. Res. Nat. Bur. Standards 49 (1952), with the preconditioning of P. Concus, G. H. Golub and
-D. P. O'Leary (1976). Its vectors are in the dtype of the right-hand side where an operator sees them; the
-solution, the residual and all scalars are in float64, which costs a few rows next to a product.
+The iterations are those of farsum_kernels.iterations. A system of arrays is solved where the arrays are, in one call;
+an operator that is a function is called here.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from math import isfinite, isqrt, sqrt
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import isqrt
 from typing import Any
 
 import numpy as np
 
-from farsum.arrays import Array, is_number
-from farsum.genred import Genred
-from farsum.tensors import is_tensor, to_numpy, to_tensor
+from farsum.arrays import Array, as_numbers, as_reals, checked, described, is_complex, is_number
+from farsum.compute import check_backend
+from farsum.genred import Genred, common_dtype
+from farsum.systems import System, cap_of, positive, ridge_of, widened
+from farsum.tensors import is_array, is_tensor, recast, to_numpy, to_tensor
 from farsum_kernels.errors import (
-    DeadlineExceeded,
+    DimensionError,
     DtypeError,
     FormulaError,
+    FormulaTooLarge,
     OperandError,
     ShapeError,
     SolverDidNotConverge,
 )
-from farsum_kernels.job import dtype_name
-
-Operator = Callable[[Array], Array]
-
-# Residuals of conjugate gradients go up and down. Eigenvalues spread evenly over six decades, far worse than
-# those of kernels, were measured to take 950 iterations without a new low at N = 2000, and 7000 in all (at
-# N = 200 more than 10·N), and yet to converge in float64; over nine decades they do not. Hence these two.
-PATIENCE = 2000
-LEAST_CAP = 10_000
-
-
-def time_left(deadline_s: float | None) -> Callable[[], float | None]:
-    """What is left of so many seconds from now, to be asked before each product; None where there is no end.
-
-    The asking raises DeadlineExceeded once nothing is left.
-    """
-    end = None if deadline_s is None else time.monotonic() + deadline_s
-
-    def left() -> float | None:
-        seconds = None if end is None else end - time.monotonic()
-        if seconds is not None and seconds <= 0:
-            raise DeadlineExceeded(f"the system was not solved within {deadline_s} s")
-        return seconds
-
-    return left
+from farsum_kernels.formula.aliases import Argument, read_alias
+from farsum_kernels.formula.expr import P
+from farsum_kernels.formula.grad import check_linear
+from farsum_kernels.formula.text import parse
+from farsum_kernels.iterations.conjugate import conjugate_gradients
+from farsum_kernels.iterations.nystrom import drawn, nystrom
+from farsum_kernels.iterations.request import Iteration, Operator, Product, driven
+from farsum_kernels.job import dtype_name, extent_of
 
 
 def conjugate_gradient(
@@ -84,105 +68,8 @@ def conjugate_gradient(
     array([0.0909, 0.6364])
     """
     b = _vector(b)
-    return _iterate(linop, b, b.size * _positive(eps) ** 2, max_iterations, start)
-
-
-def ridged(product: Operator, alpha: float | None) -> Operator:
-    """p ↦ alpha·p + product(p), added in float64; product itself if alpha is None, False or 0.
-
-    Raises OperandError unless alpha is a real number.
-    """
-    if isinstance(alpha, np.ndarray) and alpha.ndim == 0:
-        alpha = alpha[()]
-    if alpha is None or alpha is False or (is_number(alpha) and not alpha):
-        return product
-    if not is_number(alpha):
-        raise OperandError(f"alpha is a real number, or None for no ridge term, not {alpha!r:.80}")
-    ridge = float(alpha)
-    return lambda p: ridge * p.astype(_wide(p)) + product(p)
-
-
-def _iterate(
-    linop: Operator,
-    b: Array,
-    target: float,
-    max_iterations: int | None,
-    start: Array | None = None,
-    precondition: Operator | None = None,
-) -> Array:
-    """Conjugate gradients until ‖r‖² < target; `precondition` approximates the inverse of linop."""
-    cap = max(LEAST_CAP, 10 * b.size) if max_iterations is None else _count(max_iterations)
-    if not b.any():
-        return np.zeros_like(b)
-    wide = _wide(b)
-    a, r, p = np.zeros(b.shape, wide), b.astype(wide), np.zeros(b.shape, wide)
-    residuals: list[float] = []
-    best, since, previous, indefinite = np.inf, 0, 1.0, False
-
-    def failed(why: str) -> SolverDidNotConverge:
-        if indefinite:
-            why += "; the operator is not positive definite"
-        return SolverDidNotConverge(
-            f"conjugate gradients did not converge: {why}. The residual is {residuals[-1]:.3g} after "
-            f"{len(residuals) - 1} iterations, {sqrt(target):.3g} was asked for. They need a symmetric "
-            f"positive definite operator; a larger alpha or eps makes the system easier",
-            a.astype(b.dtype),
-            residuals,
-        )
-
-    # Overflow is looked for, not warned about.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if start is not None:
-            a += _like(start, b, "start")
-            r -= _like(linop(a.astype(b.dtype)), b, "the operator gives an array that")
-        while True:
-            norm2 = _dot(r, r)
-            residuals.append(sqrt(norm2))
-            if not isfinite(norm2):
-                raise failed(_NOT_FINITE if start is None and not p.any() else "the residual is not finite")
-            if norm2 < target or norm2 == 0:
-                break
-            if len(residuals) > cap:
-                raise failed(f"{cap} iterations are over")
-            if residuals[-1] < 0.99 * best:
-                best, since = residuals[-1], len(residuals)
-            elif len(residuals) - since >= PATIENCE:
-                raise failed(f"the residual has not fallen below {0.99 * best:.3g} in {PATIENCE} iterations")
-            z = r if precondition is None else precondition(r)
-            along = norm2 if precondition is None else _dot(r, z)
-            if not (isfinite(along) and along > 0):
-                raise failed("rounding leaves the preconditioner not positive definite: alpha is too small")
-            # What the operator sees is rounded to the dtype of b, and the same numbers are used after.
-            seen = (z + along / previous * p).astype(b.dtype)
-            p, previous = seen.astype(wide), along
-            q = _like(linop(seen), b, "the operator gives an array that")
-            curvature = _dot(p, q)
-            if not isfinite(curvature):
-                raise failed("the operator gives numbers that are not finite")
-            if curvature == 0:
-                raise failed("a direction p has p·linop(p) = 0")
-            # A negative definite operator is solved as well, an indefinite one often: that is checked below.
-            indefinite = indefinite or curvature < 0
-            a += along / curvature * p
-            r -= along / curvature * q
-        if indefinite:
-            r = b - _like(linop(a.astype(b.dtype)), b, "the operator gives an array that")
-            rounding = 1000 * float(np.finfo(b.dtype).eps) * sqrt(_dot(b.astype(wide), b.astype(wide)))
-            if not _dot(r, r) <= max(target, rounding**2):
-                residuals.append(sqrt(_dot(r, r)))
-                raise failed("what the iteration found does not solve the system")
-        return a.astype(b.dtype)
-
-
-_NOT_FINITE = "the right-hand side holds numbers that are not finite, or too large to square"
-
-
-def _dot(u: Array, v: Array) -> float:
-    return float(np.vdot(u, v).real)
-
-
-def _wide(b: Array) -> np.dtype[Any]:
-    return np.result_type(b.dtype, np.float64)
+    iteration = conjugate_gradients(b, b.size * positive(eps) ** 2, cap_of(b, max_iterations), start=start)
+    return driven(iteration, lambda request: linop(request.vector))
 
 
 def _vector(given: Any) -> Array:
@@ -195,28 +82,203 @@ def _vector(given: Any) -> Array:
     return b
 
 
-def _like(x: Any, b: Array, what: str) -> Array:
-    """x as an array to compute with in float64. Raises ShapeError or DtypeError if it is not like b."""
-    x = np.asarray(x)
-    if x.shape != b.shape:
-        raise ShapeError(f"{what} has shape {x.shape} where the right-hand side has {b.shape}")
-    if x.dtype.kind not in "fiu" + "c" * (b.dtype.kind == "c"):
-        raise DtypeError(f"{what} has dtype {x.dtype} where the right-hand side has {b.dtype}")
-    wide: Array = x.astype(_wide(b), copy=False)
-    return wide
+class KernelSolve:
+    """The inverse of a sum: call it on arrays to get a with alpha·a + Σ formula(…, a, …) = b.
+
+    formula, aliases    as in `Genred`; the formula is linear in one argument, and the matrix that it stands
+                        for is symmetric positive definite, which is not checked
+    varinvalias         that argument, by its name or as "Var(index,dim,category)". Its place in a call takes
+                        the right-hand side b, and the result replaces it
+    axis                0 sums over i, 1 over j. Rows i and rows j are the same points, given twice
+    dtype               what the arrays must be; None takes what they are
+    dtype_acc, use_double_acc, sum_scheme
+                        as in `Genred`, for the sums within each product
+    opt_arg             there for the place it takes; a sum keeps no K
+    enable_chunks, rec_multVar_highdim, use_fast_math
+                        accepted and without effect: they tune another library's GPU code
+
+    Raises FormulaError when the formula is not linear in the argument or there is no such argument,
+    DimensionError when its values are not as long as the argument, and what `Genred` raises.
+
+    >>> import numpy as np
+    >>> x, b = np.random.default_rng(0).random((50, 3)), np.random.default_rng(1).random((50, 2))
+    >>> aliases = ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)"]
+    >>> a = KernelSolve("Exp(-SqDist(x,y))*b", aliases, "b", axis=1)(x, x, b, alpha=0.1)
+    >>> Ka = Genred("Exp(-SqDist(x,y))*b", aliases, axis=1)(x, x, a)
+    >>> np.allclose(0.1 * a + Ka, b, atol=1e-4)
+    True
+    """
+
+    def __init__(
+        self,
+        formula: str,
+        aliases: Sequence[str],
+        varinvalias: str,
+        axis: int = 0,
+        dtype: Any = None,
+        opt_arg: int | None = None,
+        dtype_acc: str = "auto",
+        use_double_acc: bool = False,
+        sum_scheme: str = "auto",
+        enable_chunks: bool = True,
+        rec_multVar_highdim: bool | int | None = None,
+        use_fast_math: bool = True,
+    ) -> None:
+        self._sum = Genred(
+            formula,
+            aliases,
+            axis=axis,
+            dtype=dtype,
+            opt_arg=opt_arg,
+            dtype_acc=dtype_acc,
+            use_double_acc=use_double_acc,
+            sum_scheme=sum_scheme,
+            enable_chunks=enable_chunks,
+            rec_multVar_highdim=rec_multVar_highdim,
+            use_fast_math=use_fast_math,
+        )
+        parsed = parse(formula, aliases)
+        self._text, self._arguments = formula, parsed.arguments
+        self.aliases, self.varinvalias, self.axis = self._sum.aliases, varinvalias, int(axis)
+        try:
+            self.dtype = None if dtype is None else np.dtype(dtype).name
+        except TypeError:
+            raise DtypeError(f"NumPy has no arrays of dtype {dtype}") from None
+        self._solved = _argument(varinvalias, parsed.arguments)
+        if self._solved.category == P:
+            raise FormulaError(
+                f"{self._solved.label} is a parameter; what is solved for has rows: declare it Vi or Vj"
+            )
+        if parsed.root.dim != self._solved.dim:
+            raise DimensionError(
+                f"{formula!r} has dimension {parsed.root.dim} and {self._solved.label} has {self._solved.dim}; "
+                f"a system has as many equations as unknowns"
+            )
+        try:
+            # A formula that is too large to differentiate is taken on trust.
+            with suppress(FormulaTooLarge):
+                check_linear(parsed.root, self._solved.variable)
+        except FormulaError:
+            raise FormulaError(
+                f"{formula!r} is not linear in {self._solved.label}, so there is no system to solve"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"KernelSolve({self._text!r}, {self.aliases}, {self.varinvalias!r}, axis={self.axis})"
+
+    def __call__(
+        self,
+        *args: Any,
+        backend: str = "auto",
+        device_id: int = -1,
+        alpha: Any = 1e-10,
+        eps: float = 1e-6,
+        ranges: Sequence[Any] | None = None,
+        max_iterations: int | None = None,
+        method: str = "cg",
+        precond: int | bool = False,
+        deadline_s: float | None = None,
+        keep: bool = False,
+    ) -> Any:
+        """The solution for these arrays, one per alias: shapes (..., M, D), (..., N, D), (..., D), with M = N.
+
+        alpha           the ridge: alpha·a is added to the sum. None or 0 for none; of tensors also a tensor of one
+        eps             stop when ‖residual‖² < size of b times eps²
+        max_iterations  as in `conjugate_gradient`
+        method          "cg", or "minres" for a matrix that is symmetric and not definite
+        precond         precondition with the Nyström approximation on so many points, or on √N of them (True);
+                        without batches, with alpha > 0
+        deadline_s      give up after so many seconds, all products together
+        keep            leave the solution where it is computed, and give a handle to it
+        backend, device_id, ranges
+                        as in `Genred`; blocks of pairs must lie symmetric
+
+        The result has the shape of b, broadcast to the batch axes of the others, and the dtype that NumPy
+        gives all arrays together, or that all tensors have. Gradients flow to every tensor, alpha too. A complex b is solved as pairs of reals, and so is a. On a server all
+        iterations are one call.
+
+        Raises ShapeError or DtypeError, naming the argument, before anything is sent; SolverDidNotConverge,
+        with the iterate and the residuals; DeadlineExceeded.
+        """
+        check_backend(backend)
+        held = self._checked(args)
+        place = self._solved.index
+        arrays, dtype = self._sum.typed(held)
+        pairs = is_complex(args[place])
+        options = {"eps": eps, "max_iterations": max_iterations, "method": method, "precond": precond}
+        system = System(self._sum.computation, place, dtype, options, ranges, deadline_s, keep)
+        try:
+            a = system.solved(arrays, alpha)
+        except SolverDidNotConverge as error:
+            if pairs and error.iterate is not None:
+                error.iterate = as_numbers(error.iterate)
+            raise
+        return as_numbers(a) if pairs else a
+
+    def _checked(self, args: Sequence[Any]) -> list[Any]:
+        """The arrays, contiguous and of one dtype, the right-hand side with all batch axes.
+
+        Copied once here, so that no product copies them again.
+        """
+        if len(args) != len(self._arguments):
+            words = ", ".join(a.label for a in self._arguments)
+            raise ShapeError(f"expected {len(self._arguments)} arguments ({words}), received {len(args)}")
+        for argument, array in zip(self._arguments, args, strict=True):
+            if not is_array(array):
+                raise OperandError(
+                    f"{argument.label} must be a NumPy array or a tensor, not {described(array)}"
+                )
+        reals = [as_reals(a) for a in args]
+        for argument, array in zip(self._arguments, reals, strict=True):
+            checked(array, argument.label)
+            if self.dtype is not None and dtype_name(array.dtype) != self.dtype:
+                raise DtypeError(
+                    f"{argument.label} has dtype {array.dtype} where dtype={self.dtype!r} was asked for"
+                )
+        dtype = common_dtype(reals, [a.label for a in self._arguments])
+        arrays = [
+            np.ascontiguousarray(a, dtype) if isinstance(a, np.ndarray) else recast(a, dtype) for a in reals
+        ]
+        place = self._solved.index
+        arrays[place] = self._right_hand_side(arrays)
+        return arrays
+
+    def _right_hand_side(self, arrays: Sequence[Any]) -> Any:
+        """b with the batch axes of all arguments. Raises ShapeError where shapes do not fit a system."""
+        rank = max(a.ndim for v, a in zip(self._arguments, arrays, strict=True) if v.category != P)
+        shapes = {v.index: a.shape for v, a in zip(self._arguments, arrays, strict=True)}
+        for argument in self._arguments:
+            shape = shapes[argument.index]
+            # A parameter may be written like one row of a batch.
+            if argument.category == P and len(shape) == rank and shape[-2] == 1:
+                shapes[argument.index] = (*shape[:-2], shape[-1])
+        spec = self._sum.computation.spec(dtype_name(arrays[0].dtype))
+        extent = extent_of(spec, shapes, {v.index: v.label for v in self._arguments})
+        kept = extent.m if self.axis == 1 else extent.n
+        b = arrays[self._solved.index]
+        if b.shape[-2] != kept:
+            raise ShapeError(
+                f"the right-hand side {self._solved.label} has {b.shape[-2]} rows, but the sum over "
+                f"{'ij'[self.axis]} gives {kept}: rows i and rows j of a system are the same points"
+            )
+        return widened(b, extent.batch)
 
 
-def _positive(eps: Any) -> float:
-    if not is_number(eps) or not 0 < eps < np.inf:
-        raise FormulaError(f"eps is a number above 0, not {eps!r}: a residual of exactly 0 is never reached")
-    return float(eps)
-
-
-def _count(max_iterations: Any) -> int:
-    whole = isinstance(max_iterations, int | np.integer) and not isinstance(max_iterations, bool)
-    if not whole or max_iterations < 0:
-        raise FormulaError(f"max_iterations is a count from 0, or None, not {max_iterations!r}")
-    return int(max_iterations)
+def _argument(name: Any, arguments: Sequence[Argument]) -> Argument:
+    """The argument of this name, or of this place, dimension and category."""
+    there = ", ".join(a.name or str(a) for a in arguments)
+    if not isinstance(name, str):
+        raise OperandError(f"varinvalias is the name of an argument ({there}), not {name!r:.80}")
+    bare = "".join(name.split())
+    for argument in arguments:
+        if bare == argument.name:
+            return argument
+    if bare.startswith("Var("):
+        wanted = read_alias(bare, 0)
+        for argument in arguments:
+            if argument.agrees(wanted):
+                return argument
+    raise FormulaError(f"varinvalias={name!r:.80} is not among the arguments: {there}")
 
 
 # ── the solvers below it ──────────────────────────────────────────────────────────────────────────
@@ -268,6 +330,7 @@ def KernelLinearSolver(
     Raises FormulaError for another binding, another tuple, or a preconditioner without alpha > 0; ShapeError
     unless x and b have the same number of rows; SolverDidNotConverge.
 
+    >>> import numpy as np
     >>> x, b = np.random.default_rng(0).random((100, 2)), np.ones((100, 1))
     >>> plain = KernelLinearSolver("numpy", ("gaussian", 2, 1, 0.5), x, b, alpha=0.1)
     >>> helped = KernelLinearSolver("numpy", ("gaussian", 2, 1, 0.5), x, b, alpha=0.1, precond=True)
@@ -275,7 +338,7 @@ def KernelLinearSolver(
     True
     """
     if _takes_tensors(binding, x, b):
-        of_arrays = K if not callable(K) else _of_arrays(K, x)
+        of_arrays = _of_arrays(K, x) if callable(K) else K
         between = None if precondKernel is None else _of_arrays(precondKernel, x)
         a = KernelLinearSolver(
             "numpy", of_arrays, to_numpy(x), to_numpy(b), alpha, eps, precond, between, seed=seed
@@ -286,15 +349,13 @@ def KernelLinearSolver(
     if x.ndim != 2 or b.ndim != 2 or len(x) != len(b):
         raise ShapeError(f"x has shape {x.shape} and b {b.shape}; they are (N, D) and (N, E)")
     b = b.astype(np.result_type(x, b), copy=False)
-    linop = ridged(lambda p: kernel(x, x, p), alpha)
-    if not precond:
-        return conjugate_gradient(linop, b, eps)
-    if alpha is None or not alpha > 0:
+    ridge, cap = ridge_of(alpha), cap_of(b, None)
+    target = positive(eps) ** 2 * (1 if precond else b.size)
+    if precond and not ridge > 0:
         raise FormulaError(f"precond needs alpha > 0, not {alpha!r}: it divides by alpha")
-    if not b.any():
-        return np.zeros_like(b)
-    inverse = _nystrom(kernel, x, b, float(alpha), precondKernel, np.random.default_rng(seed))
-    return _iterate(linop, b, _positive(eps) ** 2, None, precondition=inverse)
+    return driven(
+        _by_products(x, b, target, cap, ridge, precond, precondKernel, seed), _products_of(kernel, x)
+    )
 
 
 def _takes_tensors(binding: Any, *arrays: Any) -> bool:
@@ -311,10 +372,8 @@ def _of_arrays(function: Callable[..., Any], like: Any) -> Callable[..., Array]:
     """A function of tensors as one of arrays."""
 
     def on_arrays(*arrays: Array) -> Array:
-        found = function(
-            *(to_tensor(np.ascontiguousarray(a), dtype_name(a.dtype), like.device) for a in arrays)
-        )
-        return to_numpy(found)
+        given = (to_tensor(np.ascontiguousarray(a), dtype_name(a.dtype), like.device) for a in arrays)
+        return to_numpy(function(*given))
 
     return on_arrays
 
@@ -331,39 +390,32 @@ def _gaussian(K: Any) -> Callable[..., Array]:
     return lambda x, y, b: sum_(x, y, b, np.array([float(sigma) ** -2], b.dtype))
 
 
-def _nystrom(
-    kernel: Callable[..., Array],
+def _by_products(
     x: Array,
     b: Array,
-    alpha: float,
+    target: float,
+    cap: int,
+    ridge: float,
+    precond: bool,
     pairwise: Callable[..., Array] | None,
-    generator: np.random.Generator,
-) -> Operator:
-    """The inverse of alpha + K, with K replaced by its Nyström approximation."""
-    m, width = isqrt(len(x)), b.shape[1]
-    u = x[np.sort(generator.choice(len(x), m, replace=False))]
-    within, squared = np.empty((m, m)), np.empty((m, m))
-    if pairwise is not None:
-        within[:] = np.asarray(pairwise(np.repeat(u, m, axis=0), np.tile(u, (m, 1)), x)).reshape(m, m)
-    # K is known by what it does to E columns at a time; only N × E numbers are held.
-    for first in range(0, m, width):
-        columns = slice(first, min(first + width, m))
-        units = np.zeros((m, width), b.real.dtype)
-        units[np.arange(m)[columns], np.arange(columns.stop - first)] = 1
-        squared[:, columns] = kernel(u, x, kernel(x, u, units))[:, : columns.stop - first]
-        if pairwise is None:
-            within[:, columns] = kernel(u, u, units)[:, : columns.stop - first]
-    inner = alpha * within + squared
-    if not np.isfinite(inner).all():
-        raise SolverDidNotConverge("the kernel of the preconditioner gives numbers that are not finite")
-    # Eigenvalues lost in rounding are left out: the preconditioner then stays positive definite.
-    values, vectors = np.linalg.eigh((inner + inner.T) / 2)
-    kept = values > m * float(np.finfo(b.dtype).eps) * values[-1]
-    half = vectors[:, kept] / np.sqrt(values[kept])
+    seed: int | np.random.Generator,
+) -> Iteration[Array]:
+    inverse = None
+    if precond and b.any():
+        places = drawn(len(x), isqrt(len(x)), seed)
+        u, m, within = x[places], len(places), None
+        if pairwise is not None:
+            values = pairwise(np.repeat(u, m, axis=0), np.tile(u, (m, 1)), x)
+            within = np.asarray(values, np.float64).reshape(m, m)
+        inverse = yield from nystrom(b, ridge, places, within)
+    return (yield from conjugate_gradients(b, target, cap, ridge, precondition=inverse))
 
-    def inverse(r: Array) -> Array:
-        near = half @ (half.T @ kernel(u, x, r.astype(b.dtype)))
-        found: Array = (r - kernel(x, u, near.astype(b.dtype))) / alpha
-        return found
 
-    return inverse
+def _products_of(kernel: Callable[..., Array], x: Array) -> Callable[[Product], Array]:
+    """Products of K(x, x) and of its parts, by a function."""
+
+    def product(request: Product) -> Array:
+        rows = x if request.rows is None else x[request.rows]
+        return kernel(rows, x if request.columns is None else x[request.columns], request.vector)
+
+    return product

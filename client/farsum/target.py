@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from farsum_kernels.errors import EngineMissing
 from farsum_kernels.job import Engine, Prepared, Spec
+from farsum_kernels.program import Program
 
 if TYPE_CHECKING:
     from farsum.remote import RemoteEngine
@@ -17,12 +18,12 @@ _connected: RemoteEngine | None = None
 _embedded: Engine | None = None
 
 
-def connect(target: str) -> RemoteEngine:
+def connect(target: str, **options: float) -> RemoteEngine:
     """Open the target, check that somebody answers, and make it the default."""
     global _connected
     from farsum.remote import RemoteEngine
 
-    engine = RemoteEngine(target)
+    engine = RemoteEngine(target, **options)
     engine.ping()
     with _lock:
         old, _connected = _connected, engine
@@ -51,6 +52,11 @@ def engine() -> Engine:
     return embedded()
 
 
+def remote() -> RemoteEngine | None:
+    """The server that work goes to now; None for the engine in this process."""
+    return _connected if engine() is _connected else None
+
+
 def embedded() -> Engine:
     """The engine of this process, made on first use."""
     global _embedded
@@ -67,8 +73,8 @@ def embedded() -> Engine:
         return _embedded
 
 
-def prepared(spec: Spec) -> Prepared:
-    """The reduction, ready on the engine that work goes to now."""
+def prepared(spec: Spec | Program) -> Prepared:
+    """The reduction or program, ready on the engine that work goes to now."""
     return engine().prepare(spec)
 
 

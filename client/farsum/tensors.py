@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from farsum.handle import Handle
 from farsum_kernels.errors import DtypeError, OperandError
 from farsum_kernels.job import DTYPES, dtype_name
 
@@ -36,8 +37,8 @@ def is_tensor(x: object) -> bool:
 
 
 def is_array(x: object) -> bool:
-    """A NumPy array or a tensor."""
-    return isinstance(x, np.ndarray) or is_tensor(x)
+    """A NumPy array, a handle to one, or a tensor."""
+    return isinstance(x, np.ndarray | Handle) or is_tensor(x)
 
 
 def among(values: Iterable[object]) -> bool:
@@ -48,7 +49,7 @@ def among(values: Iterable[object]) -> bool:
 
 def home_of(x: Any) -> Any:
     """Where an array is: NUMPY, or the device of a tensor."""
-    return NUMPY if isinstance(x, np.ndarray) else x.device
+    return x.device if is_tensor(x) else NUMPY
 
 
 def one_home(a: Any, b: Any, what: str) -> Any:
@@ -134,9 +135,7 @@ def recast(x: Any, dtype: str) -> Any:
     """An array or a tensor in another dtype; itself, if it has it."""
     if dtype_name(x.dtype) == dtype:
         return x
-    if isinstance(x, np.ndarray):
-        return x.astype(dtype)
-    return x.to(getattr(sys.modules["torch"], dtype))
+    return x.to(getattr(sys.modules["torch"], dtype)) if is_tensor(x) else x.astype(dtype)
 
 
 def constant(x: np.ndarray[Any, Any], dtype: str, device: Any) -> Tensor:
@@ -152,18 +151,18 @@ def plain(x: Any) -> Any:
 
 def broadcast(x: Any, shape: tuple[int, ...]) -> Any:
     """A view that is broadcast to a shape."""
-    return np.broadcast_to(x, shape) if isinstance(x, np.ndarray) else x.expand(shape)
+    return x.expand(shape) if is_tensor(x) else np.broadcast_to(x, shape)
 
 
 def repeated(x: Any, shape: tuple[int, ...]) -> Any:
     """A copy that is broadcast to a shape."""
     view = broadcast(x, shape)
-    return view.copy() if isinstance(x, np.ndarray) else view.clone()
+    return view.clone() if is_tensor(x) else view.copy()
 
 
 def rows_of(x: Any, chosen: Any) -> Any:
     """These rows of (..., rows, D): a slice or an array of indices."""
-    if isinstance(x, np.ndarray):
+    if not is_tensor(x):
         return x[..., chosen, :]
     if isinstance(chosen, slice):
         chosen = np.arange(*chosen.indices(x.shape[-2]))

@@ -8,8 +8,8 @@ import torch as _torch  # noqa: F401 - an ImportError here says what is missing
 from farsum import compiling as _compiling
 from farsum.complex import ComplexLazyTensor
 from farsum.genred import Genred, generic_argkmin, generic_argmin, generic_logsumexp, generic_sum
-from farsum.kernel_solve import KernelSolve
 from farsum.lazytensor import LazyTensor, Pm, Var, Vi, Vj
+from farsum.solve import KernelSolve
 
 _compiling.keep_out()
 

@@ -20,10 +20,12 @@
     │   ├── TruncatedStream
     │   └── MessageTooLarge
     ├── ArrayMissing (KeyError)              the server no longer holds an array that a job names
+    │   └── HandleGone                       a handle whose only copy is gone, or is somewhere else
     ├── ServerUnreachable (ConnectionError)  nobody answers at the target
     ├── Draining (ConnectionError)           the server is stopping and takes no new work
     ├── QueueFull                            the server is at capacity
     ├── StoreFull (MemoryError)              the server has no room for the array or the result
+    │   └── QuotaExceeded                    the server has, but this tenant has used up its share
     ├── SolverDidNotConverge (ArithmeticError)   an iteration that gave up; it carries how far it came
     ├── DeadlineExceeded (TimeoutError)
     ├── Cancelled
@@ -176,6 +178,13 @@ class ArrayMissing(FarsumError, KeyError):
     status = Status.MISSING
 
 
+class HandleGone(ArrayMissing):
+    """A handle that can no longer be used: dropped, expired, evicted, lost with its server, or kept elsewhere.
+
+    A handle from `farsum.put` is sent again by itself, so this is about dropped handles and kept results.
+    """
+
+
 class ServerUnreachable(FarsumError, ConnectionError):
     """Nobody answers at the target, or the connection was lost and could not be taken up again."""
 
@@ -198,6 +207,10 @@ class StoreFull(FarsumError, MemoryError):
     """The server has no room for an array or a result, even after evicting what nobody uses."""
 
     status = Status.BUSY
+
+
+class QuotaExceeded(StoreFull):
+    """The arrays, results and handles of one tenant take more of the server's memory than its share."""
 
 
 class SolverDidNotConverge(FarsumError, ArithmeticError):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from farsum_kernels.errors import (
     AxisError,
@@ -24,6 +24,9 @@ from farsum_kernels.errors import (
 )
 from farsum_kernels.formula.expr import Expr, I, J, P, check_size, swap_axes, variables
 from farsum_kernels.formula.reductions import Kind, Reduction, reduction_named
+
+if TYPE_CHECKING:
+    from farsum_kernels.program import Program
 
 # The dtypes of a job, and what its arithmetic is done in. bfloat16 travels and is held as uint16.
 COMPUTED_IN = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
@@ -46,13 +49,13 @@ class Options:
 
     deadline_s   give up after so many seconds, None for never
     progress     called with the finished share, 0 to 1, from the thread that waits
-    digests      by variable index, the digest of arrays that do not change while it is held; None where it is not
-                 known yet: an engine that takes digests puts it there, and takes no other for that index again
+    keep         leave the results where they are computed. A server gives handles then; what is computed in
+                 this process is here anyway
     """
 
     deadline_s: float | None = None
     progress: Callable[[float], None] | None = None
-    digests: dict[int, bytes | None] | None = None
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Part:
     def roots(self) -> tuple[Expr, ...]:
         return (self.formula,) if self.weight is None else (self.formula, self.weight)
 
-    @cached_property
+    @property
     def rule(self) -> Reduction:
         return reduction_named(self.reduction)
 
@@ -359,12 +362,12 @@ class Outlook:
 
 
 class Prepared(Protocol):
-    """A reduction that is ready to run. Cheap to call, safe to share between threads."""
+    """A reduction or a program that is ready to run. Cheap to call, safe to share between threads."""
 
-    spec: Spec
+    spec: Spec | Program
 
     def run(self, arrays: Mapping[int, Any], options: Options = Options()) -> Result:
-        """Evaluate on the arrays, by variable index, and wait."""
+        """Evaluate on the arrays, by variable index or by the place of an input, and wait."""
         ...
 
     def submit(self, arrays: Mapping[int, Any], options: Options = Options()) -> Future[Result]:
@@ -379,8 +382,8 @@ class Prepared(Protocol):
 class Engine(Protocol):
     """The seam: in process, over gRPC, over Ray. Callers cannot tell which but by its speed."""
 
-    def prepare(self, spec: Spec) -> Prepared:
-        """Make a reduction ready. Equal specs give equally ready answers, compiled once."""
+    def prepare(self, spec: Spec | Program) -> Prepared:
+        """Make a reduction or a program ready. Equal specs give equally ready answers, compiled once."""
         ...
 
     def close(self) -> None: ...

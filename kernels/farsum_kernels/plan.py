@@ -13,12 +13,14 @@ from math import ceil, prod
 from farsum_kernels.formula.lower import Program, Terms
 from farsum_kernels.formula.reductions import Kind, Reduction
 from farsum_kernels.job import Extent
-from farsum_kernels.scalar.ir import Loop, Prim
+from farsum_kernels.scalar.ir import LEAVES, Loop, Prim
 
 # Columns between two flushes of a partial sum into its float64 total. A sum of 16 terms in float32 is as
 # exact as its terms; past that the error of the sum shows (docs/accuracy.md). The states of the shifted
 # sums are already held close by their maximum, and long states cost a pass through memory per flush.
-TILE, TILE_SHIFTED, TILE_IN_MEMORY = 16, 256, 64
+TILE, TILE_SHIFTED, TILE_LONG = 16, 256, 256
+STRIP_VECTORS = 192  # of one number of the pairs of a strip: three of them still leave half of a 48 KB cache
+STRIP = 64, 8  # columns of a strip, at most and at least
 SLAB = 64  # columns whose tiles are added up in the data dtype: at 256 that showed beside pykeops, at N = 256
 UNROLL = 6  # vector dimensions up to this are written out; longer ones become loops
 LONG = 400  # instructions of a pair past which blocking only makes the compiler slow
@@ -49,6 +51,8 @@ class Layout:
     tile      columns of a partial sum in the data dtype
     slab      columns between two flushes into the float64 totals
     unroll    vector dimensions up to this are written out
+    strip     columns whose pairs are computed before the components of a long term are; 0 without such terms
+    chunk     components of a long term whose sums are held in registers at once
     """
 
     lanes: int
@@ -57,6 +61,8 @@ class Layout:
     tile: int
     slab: int
     unroll: int
+    strip: int = 0
+    chunk: int = 1
 
     @property
     def task_rows(self) -> int:
@@ -98,23 +104,24 @@ def layout_for(program: Program, rules: Sequence[Reduction], itemsize: int, mach
     blockings = [_blocking(t, rule, wide, looped) for t, rule in zip(program.terms, rules, strict=True)]
     rows = min(r for r, _ in blockings)
     columns = min((c for _, c in blockings if c > 1), default=1)
+    strip, chunk = _strip(program, rules, rows, wide)
     if len(program.code) > LONG:
-        rows = columns = 1
+        rows = columns = chunk = 1
     tile = min(_tile(t, rule) for t, rule in zip(program.terms, rules, strict=True))
-    return Layout(lanes, rows, columns, tile, SLAB if tile == TILE else tile, UNROLL)
+    return Layout(lanes, rows, columns, tile, SLAB if tile == TILE else tile, UNROLL, min(strip, tile), chunk)
 
 
 def _tile(terms: Terms, rule: Reduction) -> int:
     if not rule.additive:
         return TILE_SHIFTED
-    return TILE_IN_MEMORY if terms.loop else TILE
+    return TILE_LONG if terms.loop else TILE
 
 
 def _blocking(terms: Terms, rule: Reduction, wide: bool, looped: bool) -> tuple[int, int]:
     """Vectors of rows and columns for one reduction, on a machine with 32 registers (`wide`) or 16."""
     kinds = rule.state(1, 1)
-    if terms.loop:
-        return (1, 8) if wide else (1, 4)
+    if terms.long:
+        return (3, 8 if looped else 2) if wide else (2, 6 if looped else 2)
     if looped:
         return (6, 2) if wide else (2, 4)
     if rule.listed:
@@ -125,6 +132,25 @@ def _blocking(terms: Terms, rule: Reduction, wide: bool, looped: bool) -> tuple[
         return (4, 4) if wide else (1, 8)
     # Sums of several components fill the registers with fewer rows.
     return (3, 1) if wide and terms.dim <= 2 else (2, 1)
+
+
+def _strip(program: Program, rules: Sequence[Reduction], rows: int, wide: bool) -> tuple[int, int]:
+    """The width of a strip of columns and how many components of long terms are summed at once."""
+    staged, chunk = 0, 8 if wide else 6
+    for terms, rule in zip(program.terms, rules, strict=True):
+        if not terms.long:
+            continue
+        staged += len(program.shared(terms)) + (1 if terms.along else 0)
+        each = program.each_component(terms)
+        if Prim.FOLD in each or rule.listed:
+            chunk = 1
+        # A product with a number of the column is one multiply-add; the registers are for the sums then.
+        work = sum(prim not in LEAVES for prim in each) * len(rule.state(1, 0))
+        chunk = max(1, chunk // max(1, work))
+    if not any(terms.long for terms in program.terms):
+        return 0, 1
+    most, least = STRIP
+    return max(least, min(most, STRIP_VECTORS // (rows * max(1, staged)) // least * least)), chunk
 
 
 def _pairwise(program: Program, n: int) -> bool:

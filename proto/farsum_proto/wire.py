@@ -1,4 +1,4 @@
-"""Messages <-> values. The only module that names message fields; it does no I/O and keeps no state.
+"""Messages <-> values. With specs.py and programs.py, the only one that names message fields; no I/O, no state.
 
 Every decoder checks everything it is given, in time and memory bounded by the length of its input,
 and raises nothing but a FarsumError. Encoders trust their caller, who is us.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -19,7 +20,6 @@ from google.protobuf.message import DecodeError, Message
 from farsum_kernels.errors import (
     DtypeError,
     FarsumError,
-    FormulaError,
     FormulaTooLarge,
     MessageTooLarge,
     ProtocolMismatch,
@@ -29,18 +29,18 @@ from farsum_kernels.errors import (
     WireError,
     error_named,
 )
-from farsum_kernels.formula.expr import MAX_NODES, Flat, decode, encode
 from farsum_kernels.job import (
     ITEMSIZE,
-    MAX_PARTS,
     RANGES,
     ArrayRef,
-    Part,
     Spec,
     extent_of,
     output_dtypes,
     output_shapes,
 )
+from farsum_kernels.program import Program, cost_of
+from farsum_proto.programs import decode_program, encode_program
+from farsum_proto.specs import decode_spec, encode_spec
 from farsum_proto.v1 import farsum_pb2 as pb
 from farsum_proto.v1 import worker_pb2 as wpb
 
@@ -69,7 +69,13 @@ MAX_ARRAY_BYTES = 1 << 46
 MAX_HEADER_BYTES = 4096
 # gRPC refuses metadata above 8 KiB, and the message of a status travels there, percent-encoded.
 MAX_ERROR_CHARS = 2000
+# The last so many norms go with an iteration that gave up.
+MAX_RESIDUALS = 1 << 16
 DIGEST_BYTES = 32
+# A token holds arrays on a server: the holder that a client named in its Hello, and a number of its own.
+HOLDER_BYTES = 8
+TOKEN_BYTES = 16
+CODECS = ("", "lz4", "zstd")
 
 M = TypeVar("M", bound=Message)
 
@@ -80,84 +86,6 @@ def _parse(message: M, data: bytes) -> M:
     except DecodeError as error:
         raise WireError(f"the bytes are no {type(message).__name__} message: {error}") from error
     return message
-
-
-# ── formulas ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def _param(value: Any) -> pb.Param:
-    if isinstance(value, tuple):
-        return pb.Param(integers=pb.IntegerList(values=value))
-    return pb.Param(integer=value) if isinstance(value, int) else pb.Param(real=value)
-
-
-def _encode_spec(spec: Spec) -> pb.Spec:
-    flat, roots = encode(*spec.roots)
-    nodes = [pb.Node(op=op, args=args, params=map(_param, params)) for op, args, params in flat]
-    message = pb.Spec(nodes=nodes, axis=spec.axis, dtype=spec.dtype)
-    place = iter(roots)
-    for part in spec.parts:
-        made = message.parts.add(reduction=part.reduction, k=part.k)
-        made.formula = next(place)
-        if part.weight is not None:
-            made.weight = next(place)
-    return message
-
-
-def _literal(param: pb.Param) -> Any:
-    match param.WhichOneof("kind"):
-        case "integer":
-            return param.integer
-        case "real":
-            return param.real
-        case "integers":
-            return tuple(param.integers.values)
-    raise FormulaError("a parameter of a node has no value")
-
-
-def _check_leaf(op: str, params: tuple[Any, ...]) -> None:
-    # Every other operation checks its parameters itself, by its dims rule.
-    if op == "Var" and [type(p) for p in params] != [int] * 3:
-        raise FormulaError(f"Var takes three integers, not {params!r:.100}")
-    if op == "Const" and [type(p) for p in params] not in ([int], [float]):
-        raise FormulaError(f"Const takes one number, not {params!r:.100}")
-
-
-def _flat(nodes: Sequence[pb.Node]) -> Flat:
-    flat = []
-    for node in nodes:
-        params = tuple(map(_literal, node.params))
-        if node.op in ("Var", "Const"):
-            _check_leaf(node.op, params)
-            if node.args:
-                raise FormulaError(f"{node.op} takes no operands; {len(node.args)} were given")
-        flat.append((node.op, tuple(node.args), params))
-    return tuple(flat)
-
-
-def _decode_spec(message: pb.Spec) -> Spec:
-    """The inverse of `_encode_spec`, with every rule of a local formula checked again."""
-    if len(message.nodes) > MAX_NODES:
-        raise FormulaTooLarge(f"the formula has {len(message.nodes)} nodes; at most {MAX_NODES} are allowed")
-    if not 1 <= len(message.parts) <= MAX_PARTS:
-        raise FormulaError(f"a job has 1 to {MAX_PARTS} reductions; this one has {len(message.parts)}")
-    roots = [
-        root
-        for p in message.parts
-        for root in ((p.formula, p.weight) if p.HasField("weight") else (p.formula,))
-    ]
-    try:
-        root = iter(decode(_flat(message.nodes), tuple(roots)))
-        first, *also = [
-            Part(next(root), p.reduction, next(root) if p.HasField("weight") else None, p.k)
-            for p in message.parts
-        ]
-        return Spec(
-            first.formula, first.reduction, message.axis, message.dtype, first.weight, first.k, tuple(also)
-        )
-    except (TypeError, OverflowError, RecursionError) as error:
-        # A dims rule met a literal of a kind that no local caller can pass.
-        raise FormulaError(f"the formula does not decode: {error}") from error
 
 
 # ── forms ─────────────────────────────────────────────────────────────────────────────────────────
@@ -174,29 +102,36 @@ class Face:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Form:
-    """A job without its numbers, checked: the spec, the faces of its arrays, what comes out.
+    """A job without its numbers, checked: the spec or program, the faces of its arrays, what comes out.
 
-    cost   a rough number of node evaluations
+    cost     a rough number of node evaluations
+    nbytes   what a program holds between its steps
     """
 
-    spec: Spec
+    spec: Spec | Program
     indices: tuple[int, ...]
     faces: tuple[Face, ...]
     outputs: tuple[Face, ...]
     cost: float
+    nbytes: int = 0
 
 
 def _face(dtype: str, shape: tuple[int, ...]) -> Face:
     return Face(dtype, shape, ArrayRef(b"", dtype, shape).nbytes)
 
 
-def encode_form(spec: Spec, shapes: Mapping[int, tuple[int, ...]]) -> bytes:
-    """A job without its numbers, as bytes that are equal for equal jobs of one process."""
+def encode_form(spec: Spec | Program, shapes: Mapping[int, tuple[int, ...]]) -> bytes:
+    """A job without its numbers, as bytes that are equal for equal jobs of one process.
+
+    A program says itself which shapes it is for.
+    """
+    if isinstance(spec, Program):
+        return pb.Form(program=encode_program(spec)).SerializeToString(deterministic=True)
     faces = [
         pb.Face(index=n, dtype="int64" if n in RANGES else spec.dtype, shape=shape)
         for n, shape in shapes.items()
     ]
-    return pb.Form(spec=_encode_spec(spec), faces=faces).SerializeToString(deterministic=True)
+    return pb.Form(spec=encode_spec(spec), faces=faces).SerializeToString(deterministic=True)
 
 
 def decode_form(data: bytes) -> Form:
@@ -204,9 +139,11 @@ def decode_form(data: bytes) -> Form:
     if len(data) > MAX_FORM_BYTES:
         raise FormulaTooLarge(f"the formula takes {len(data)} bytes; at most {MAX_FORM_BYTES} are allowed")
     message = _parse(pb.Form(), data)
+    if message.HasField("program"):
+        return _program_form(message)
     if len(message.faces) > MAX_ARRAYS:
         raise MessageTooLarge(f"the job names {len(message.faces)} arrays; at most {MAX_ARRAYS} are allowed")
-    spec = _decode_spec(message.spec)
+    spec = decode_spec(message.spec)
     faces = {face.index: _checked_face(face.dtype, face.shape) for face in message.faces}
     if len(faces) != len(message.faces):
         raise WireError("the job names one argument twice")
@@ -220,6 +157,17 @@ def decode_form(data: bytes) -> Form:
     outputs = tuple(map(_checked_face, output_dtypes(spec), output_shapes(spec, extent)))
     nodes = len(message.spec.nodes) + sum(v.dim for v in spec.inputs.values())
     return Form(spec, tuple(faces), tuple(faces.values()), outputs, float(extent.pairs) * nodes)
+
+
+def _program_form(message: pb.Form) -> Form:
+    if message.HasField("spec") or message.faces:
+        raise WireError("a form holds a formula or a program, not both")
+    program = decode_program(message.program)
+    faces = [_checked_face(value.dtype, value.shape) for value in program.inputs]
+    outputs = tuple(_checked_face(value.dtype, value.shape) for value in program.results)
+    return Form(
+        program, tuple(range(len(faces))), tuple(faces), outputs, cost_of(program), program.layout.nbytes
+    )
 
 
 class FormCache:
@@ -261,10 +209,20 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The header of an upload: which array follows, in a stream of how many bytes."""
+    """The header of an upload: which array follows, in a stream of how many bytes.
+
+    hold        a token that holds the array once it is there, or nothing
+    offset      the stream goes on from here; what is before came with an upload that was broken off
+    resumable   what comes is of use even if the stream breaks off
+    codec       what each chunk is compressed with, one of CODECS
+    """
 
     ref: ArrayRef
     stream_bytes: int
+    hold: bytes = b""
+    offset: int = 0
+    resumable: bool = False
+    codec: str = ""
 
 
 def _checked_face(dtype: str, dims: Iterable[int]) -> Face:
@@ -283,6 +241,12 @@ def _checked_face(dtype: str, dims: Iterable[int]) -> Face:
 def _check_digest(digest: bytes) -> None:
     if len(digest) != DIGEST_BYTES:
         raise WireError(f"a digest has {len(digest)} bytes; BLAKE3 digests have {DIGEST_BYTES}")
+
+
+def _check_token(token: bytes) -> bytes:
+    if token and len(token) != TOKEN_BYTES:
+        raise WireError(f"a token that holds an array has {TOKEN_BYTES} bytes, not {len(token)}")
+    return token
 
 
 def check_contents(form: Form, contents: tuple[Content, ...]) -> None:
@@ -309,8 +273,9 @@ def check_contents(form: Form, contents: tuple[Content, ...]) -> None:
 def encode_upload(upload: Upload) -> bytes:
     ref = upload.ref
     return pb.UploadHeader(
-        digest=ref.digest, dtype=ref.dtype, shape=ref.shape, stream_bytes=upload.stream_bytes
-    ).SerializeToString()
+        digest=ref.digest, dtype=ref.dtype, shape=ref.shape, stream_bytes=upload.stream_bytes,
+        hold=upload.hold, offset=upload.offset, resumable=upload.resumable, codec=upload.codec,
+    ).SerializeToString()  # fmt: skip
 
 
 def decode_upload(data: bytes) -> Upload:
@@ -324,7 +289,18 @@ def decode_upload(data: bytes) -> Upload:
             f"shape {ref.shape} of {ref.dtype} is {ref.nbytes} bytes, which a stream of "
             f"{message.stream_bytes} bytes does not carry"
         )
-    return Upload(ref, message.stream_bytes)
+    if message.offset >= message.stream_bytes:
+        raise WireError(f"an upload of {message.stream_bytes} bytes cannot go on from byte {message.offset}")
+    if message.codec not in CODECS:
+        raise WireError(f"chunks compressed with {message.codec!r:.40} are not understood; use lz4 or zstd")
+    return Upload(
+        ref,
+        message.stream_bytes,
+        _check_token(message.hold),
+        message.offset,
+        message.resumable,
+        message.codec,
+    )
 
 
 def encode_stored(stored_bytes: int) -> bytes:
@@ -335,12 +311,20 @@ def decode_stored(data: bytes) -> int:
     return _parse(pb.UploadReply(), data).stored_bytes
 
 
-def encode_download(ticket: bytes) -> bytes:
-    return pb.DownloadRequest(ticket=ticket).SerializeToString()
+def encode_download(what: bytes | ArrayRef) -> bytes:
+    """Asks for a result by its ticket, or for an array that is held there."""
+    if isinstance(what, bytes):
+        return pb.DownloadRequest(ticket=what).SerializeToString()
+    return pb.DownloadRequest(digest=what.digest, dtype=what.dtype, shape=what.shape).SerializeToString()
 
 
-def decode_download(data: bytes) -> bytes:
-    return _parse(pb.DownloadRequest(), data).ticket
+def decode_download(data: bytes) -> bytes | ArrayRef:
+    message = _parse(pb.DownloadRequest(), data)
+    if message.ticket:
+        return message.ticket
+    _check_digest(message.digest)
+    face = _checked_face(message.dtype, message.shape)
+    return ArrayRef(message.digest, face.dtype, face.shape)
 
 
 # ── jobs ──────────────────────────────────────────────────────────────────────────────────────────
@@ -355,17 +339,27 @@ class Request:
     deadline_s: float | None = None
     progress: bool = False
     outlook: bool = False
+    keep: bytes = b""  # a token: the results stay on the server, held by it
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One result array: its bytes, or the ticket that fetches a stream of so many bytes."""
+    """One result array: its bytes, or the ticket that fetches a stream of so many bytes, or its digest if it stays."""
 
     dtype: str
     shape: tuple[int, ...]
     inline: bytes | None
     ticket: bytes = b""
     stream_bytes: int = 0
+    kept: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Why an iteration gave up, and the norms of its residuals. The values beside it are what it had reached."""
+
+    error: FarsumError
+    residuals: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,13 +368,20 @@ class Outputs:
 
     values: tuple[Value, ...]
     plan: bytes = b""
+    stopped: Stopped | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The server lacks these arrays."""
+    """The server lacks these arrays.
+
+    reasons    of each: what became of a kept result, in words, or nothing
+    received   of each: the bytes of its stream that an upload which was broken off has left there
+    """
 
     digests: tuple[bytes, ...]
+    reasons: tuple[str, ...] = ()
+    received: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +410,8 @@ def _fill(message: pb.ReduceRequest, request: Request) -> None:
         message.progress = True
     if request.outlook:
         message.outlook = True
+    if request.keep:
+        message.keep = request.keep
 
 
 def encode_request(request: Request) -> bytes:
@@ -429,7 +432,8 @@ def _request(message: pb.ReduceRequest) -> Request:
     contents = tuple(
         [Content(c.digest, c.inline if c.HasField("inline") else None) for c in message.contents]
     )
-    return Request(message.form, contents, deadline or None, message.progress, message.outlook)
+    keep = _check_token(message.keep)
+    return Request(message.form, contents, deadline or None, message.progress, message.outlook, keep)
 
 
 def decode_request(data: bytes) -> Request:
@@ -440,7 +444,9 @@ def decode_request(data: bytes) -> Request:
 
 def _outcome(reply: Reply) -> pb.ReduceReply:
     if isinstance(reply, Need):
-        return pb.ReduceReply(need=pb.Need(digests=reply.digests))
+        return pb.ReduceReply(
+            need=pb.Need(digests=reply.digests, reasons=reply.reasons, received=reply.received)
+        )
     if isinstance(reply, Outlook):
         return pb.ReduceReply(outlook=pb.Outlook(plan=reply.plan, missing=reply.missing))
     message = pb.ReduceReply()
@@ -449,10 +455,23 @@ def _outcome(reply: Reply) -> pb.ReduceReply:
         made = outputs.values.add(dtype=value.dtype, shape=value.shape)
         if value.inline is not None:
             made.inline = value.inline
+        elif value.kept:
+            made.kept = value.kept
         else:
             made.ticket, made.stream_bytes = value.ticket, value.stream_bytes
     outputs.plan = reply.plan
+    if reply.stopped:
+        _fill_stopped(outputs.stopped, reply.stopped)
     return message
+
+
+def _fill_stopped(message: pb.Stopped, stopped: Stopped) -> None:
+    message.error.CopyFrom(_error(stopped.error))
+    message.residuals.extend(stopped.residuals[-MAX_RESIDUALS:])
+
+
+def _stopped(message: pb.Stopped) -> Stopped:
+    return Stopped(error_named(message.error.name, message.error.message), tuple(message.residuals))
 
 
 def encode_plan(plan: Mapping[str, str]) -> bytes:
@@ -484,7 +503,11 @@ def _value(message: pb.Value) -> Value:
     if dtype not in ITEMSIZE or len(shape) > MAX_NDIM:
         raise WireError(f"a result of dtype {dtype!r:.40} and shape {shape} is not understood")
     nbytes = ArrayRef(b"", dtype, shape).nbytes
-    if message.WhichOneof("where") == "ticket":
+    where = message.WhichOneof("where")
+    if where == "kept":
+        _check_digest(message.kept)
+        return Value(dtype, shape, None, kept=message.kept)
+    if where == "ticket":
         if not 0 < message.stream_bytes - nbytes <= MAX_HEADER_BYTES:
             raise WireError(f"a result of {nbytes} bytes does not fit a stream of {message.stream_bytes}")
         return Value(dtype, shape, None, message.ticket, message.stream_bytes)
@@ -496,9 +519,12 @@ def _value(message: pb.Value) -> Value:
 def _reply(message: pb.ReduceReply) -> Reply:
     match message.WhichOneof("outcome"):
         case "outputs":
-            return Outputs(tuple(map(_value, message.outputs.values)), message.outputs.plan)
+            outputs = message.outputs
+            stopped = _stopped(outputs.stopped) if outputs.HasField("stopped") else None
+            return Outputs(tuple(map(_value, outputs.values)), outputs.plan, stopped)
         case "need":
-            return Need(tuple(message.need.digests))
+            need = message.need
+            return Need(tuple(need.digests), tuple(need.reasons), tuple(need.received))
         case "outlook":
             return Outlook(message.outlook.plan, tuple(message.outlook.missing))
     raise WireError("the reply is empty")
@@ -518,6 +544,7 @@ class Hello:
     oldest: int
     newest: int
     client: str
+    holder: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -530,6 +557,17 @@ class Welcome:
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """Stop the request with this message's id."""
+
+
+Claim = tuple[bytes, bytes]  # the digest of an array, and the token that holds it
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """Arrays to hold and arrays to let go."""
+
+    hold: tuple[Claim, ...] = ()
+    release: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -568,8 +606,10 @@ def _range(oldest: int, newest: int) -> str:
     return str(oldest) if oldest == newest else f"{oldest} to {newest}"
 
 
-def encode_hello(client: str, oldest: int = OLDEST_PROTOCOL, newest: int = NEWEST_PROTOCOL) -> bytes:
-    hello = pb.Hello(oldest_protocol=oldest, newest_protocol=newest, client=client)
+def encode_hello(
+    client: str, oldest: int = OLDEST_PROTOCOL, newest: int = NEWEST_PROTOCOL, holder: bytes = b""
+) -> bytes:
+    hello = pb.Hello(oldest_protocol=oldest, newest_protocol=newest, client=client, holder=holder)
     return pb.ClientMessage(hello=hello).SerializeToString()
 
 
@@ -583,6 +623,28 @@ def encode_cancel(id_: int) -> bytes:
     return pb.ClientMessage(id=id_, cancel=pb.Cancel()).SerializeToString()
 
 
+def encode_residency(id_: int, residency: Residency) -> bytes:
+    message = pb.ClientMessage(id=id_)
+    message.residency.SetInParent()
+    for claims, field in (
+        (residency.hold, message.residency.hold),
+        (residency.release, message.residency.release),
+    ):
+        for digest, token in claims:
+            field.add(digest=digest, token=token)
+    return message.SerializeToString()
+
+
+def _claims(message: Iterable[pb.Claim]) -> tuple[Claim, ...]:
+    claims = tuple([(claim.digest, claim.token) for claim in message])
+    for digest, token in claims:
+        _check_digest(digest)
+        if not token:
+            raise WireError("a claim without a token holds nothing")
+        _check_token(token)
+    return claims
+
+
 @dataclass(frozen=True, slots=True)
 class Refused:
     """A request that decodes as a message but not as a job: its sender, who has an id, is told why."""
@@ -590,7 +652,7 @@ class Refused:
     error: FarsumError
 
 
-def decode_client(data: bytes) -> tuple[int, Hello | Request | Cancel | Refused]:
+def decode_client(data: bytes) -> tuple[int, Hello | Request | Residency | Cancel | Refused]:
     """One message of a session. Raises only where nobody could be answered by id."""
     message = _parse(pb.ClientMessage(), data)
     match message.WhichOneof("body"):
@@ -599,11 +661,21 @@ def decode_client(data: bytes) -> tuple[int, Hello | Request | Cancel | Refused]
                 return message.id, _request(message.reduce)
             except FarsumError as error:
                 return message.id, Refused(error)
+        case "residency":
+            try:
+                found = message.residency
+                return message.id, Residency(_claims(found.hold), _claims(found.release))
+            except FarsumError as error:
+                return message.id, Refused(error)
         case "cancel":
             return message.id, Cancel()
         case "hello":
             hello = message.hello
-            return message.id, Hello(hello.oldest_protocol, hello.newest_protocol, hello.client[:100])
+            if len(hello.holder) not in (0, HOLDER_BYTES):
+                raise WireError(f"a holder has {HOLDER_BYTES} bytes, not {len(hello.holder)}")
+            return message.id, Hello(
+                hello.oldest_protocol, hello.newest_protocol, hello.client[:100], hello.holder
+            )
     raise WireError("the session message is empty")
 
 
@@ -737,13 +809,17 @@ def decode_info(data: bytes) -> Info:
 class Start:
     """`places` holds for each array its offset in the arena, or its bytes; `outputs` offsets, or nothing.
 
-    For an outlook there are no places: the answer is the plan alone.
+    digests   of the contents of the arrays, empty for tiny ones
+    outlook   there are no places: the answer is the plan alone
+    keep      answer with the digests of the results
     """
 
     form: bytes
     places: tuple[int | bytes, ...]
     outputs: tuple[int, ...]
     outlook: bool = False
+    digests: tuple[bytes, ...] = ()
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -772,6 +848,8 @@ class Finished:
 
     values: tuple[bytes, ...]
     plan: bytes
+    digests: tuple[bytes, ...] = ()
+    stopped: Stopped | None = None
 
 
 def encode_action(job: int, action: Start | Step | Drop) -> bytes:
@@ -782,13 +860,18 @@ def encode_action(job: int, action: Start | Step | Drop) -> bytes:
             start.form = action.form
             if action.outlook:
                 start.outlook = True
+            if action.keep:
+                start.keep = True
             if action.outputs:
                 start.outputs.extend(action.outputs)
-            for place in action.places:
+            for place, digest in zip_longest(action.places, action.digests, fillvalue=b""):
+                made = start.places.add()
                 if isinstance(place, int):
-                    start.places.add().offset = place
+                    made.offset = place
                 else:
-                    start.places.add().inline = place
+                    made.inline = place
+                if digest:
+                    made.digest = digest
         case Step():
             message.step.SetInParent()
         case Drop():
@@ -802,7 +885,10 @@ def decode_action(data: bytes) -> tuple[int, Start | Step | Drop]:
         case "start":
             start = message.start
             places = tuple([p.offset if p.HasField("offset") else p.inline for p in start.places])
-            return message.job, Start(start.form, places, tuple(start.outputs), start.outlook)
+            digests = tuple([p.digest for p in start.places])
+            return message.job, Start(
+                start.form, places, tuple(start.outputs), start.outlook, digests, start.keep
+            )
         case "step":
             return message.job, Step()
         case "drop":
@@ -818,9 +904,12 @@ def encode_event(job: int, event: Ready | Progressed | Finished | Failure) -> by
             ready.name, ready.kind, ready.threads = device.name, device.kind, device.threads
         case Progressed(share):
             message.progressed.share = share
-        case Finished(values, plan):
+        case Finished(values, plan, digests, stopped):
             message.finished.values.extend(values)
             message.finished.plan = plan
+            message.finished.digests.extend(digests)
+            if stopped:
+                _fill_stopped(message.finished.stopped, stopped)
             message.finished.SetInParent()
         case Failure(error):
             message.failed.CopyFrom(_error(error))
@@ -833,7 +922,9 @@ def decode_event(data: bytes) -> tuple[int, Ready | Progressed | Finished | Fail
         case "progressed":
             return message.job, Progressed(message.progressed.share)
         case "finished":
-            return message.job, Finished(tuple(message.finished.values), message.finished.plan)
+            done = message.finished
+            stopped = _stopped(done.stopped) if done.HasField("stopped") else None
+            return message.job, Finished(tuple(done.values), done.plan, tuple(done.digests), stopped)
         case "failed":
             return message.job, Failure(error_named(message.failed.name, message.failed.message))
         case "ready":

@@ -28,8 +28,8 @@ class Allocator:
     >>> a = Allocator(1024)
     >>> a.take(100), a.take(10)
     (0, 128)
-    >>> a.give(0); a.take(64)
-    0
+    >>> a.give(0), a.take(64)
+    (128, 0)
     """
 
     def __init__(self, capacity: int) -> None:
@@ -42,9 +42,14 @@ class Allocator:
         if self.capacity:
             self._put(0, self.capacity)
 
+    @staticmethod
+    def rounded(size: int) -> int:
+        """What a region of so many bytes takes."""
+        return max(ALIGN, -(-size // ALIGN) * ALIGN)
+
     def take(self, size: int) -> int | None:
         """The offset of a region of at least `size` bytes, or None."""
-        size = max(ALIGN, -(-size // ALIGN) * ALIGN)
+        size = self.rounded(size)
         place = bisect_left(self._by_size, (size, 0))
         if place == len(self._by_size):
             return None
@@ -56,8 +61,9 @@ class Allocator:
         self.used += size
         return start
 
-    def give(self, start: int) -> None:
-        size = self._taken.pop(start)
+    def give(self, start: int) -> int:
+        """Take a region back; gives its size."""
+        size = given = self._taken.pop(start)
         self.used -= size
         end = start + size
         if end in self._free:
@@ -69,6 +75,7 @@ class Allocator:
             self._drop(before, start - before)
             start = before
         self._put(start, end - start)
+        return given
 
     def _put(self, start: int, size: int) -> None:
         self._free[start] = size

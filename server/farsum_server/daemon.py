@@ -10,30 +10,29 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 import structlog
-from blake3 import blake3
 
 from farsum_kernels.errors import (
-    ArrayMissing,
     Cancelled,
     DeadlineExceeded,
-    DigestMismatch,
     Draining,
     FarsumError,
     FormulaTooExpensive,
     InternalError,
     QueueFull,
-    TruncatedStream,
+    StoreFull,
     WireError,
     WorkerDied,
 )
 from farsum_kernels.job import ArrayRef
-from farsum_proto import tensor, wire
+from farsum_proto import wire
 from farsum_server import queue
 from farsum_server.arena import Allocator, Arena
+from farsum_server.bulk import Bulk
+from farsum_server.clients import Client
 from farsum_server.metrics import Metrics
 from farsum_server.process import WORKER, WorkerProcess
 from farsum_server.store import Held, Store
@@ -62,20 +61,8 @@ class Limits:
     compile_deadline_s: float = 30.0
     upload_idle_s: float = 60.0
     ticket_ttl_s: float = 120.0
-
-
-@dataclass(slots=True, eq=False)
-class Client:
-    """Whoever asks: a session, or one unary call. Its jobs and tickets end with it."""
-
-    tenant: str = "default"
-    jobs: set[int] = field(default_factory=set)
-    tickets: set[bytes] = field(default_factory=set)
-    on_idle: Callable[[], None] | None = None
-
-    @property
-    def idle(self) -> bool:
-        return not self.jobs and not self.tickets
+    tenant_bytes: int | None = None
+    handle_ttl_s: float = 3600.0
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +71,7 @@ class _Job:
     client: Client
     form: wire.Form
     start: wire.Start
-    blocks: list[int]  # regions of the results, when they are too large to travel inline
+    blocks: list[int]  # regions of the results, when they are kept or too large to travel inline
     pins: list[Held]
     answer: Answer
     on_progress: Callable[[float], None] | None
@@ -93,16 +80,7 @@ class _Job:
     timer: asyncio.TimerHandle | None = None
     settled: bool = False
     missing: tuple[bytes, ...] = ()  # of an outlook: the arrays that are not here
-
-
-@dataclass(slots=True, eq=False)
-class Parcel:
-    """A large result that waits to be fetched."""
-
-    ref: ArrayRef
-    block: int
-    client: Client
-    expires: float
+    keep: bytes = b""  # the token that is to hold the results
 
 
 @dataclass(slots=True)
@@ -131,18 +109,19 @@ class Daemon:
         self._limits = limits
         self.metrics = metrics
         self._arena = Arena.create(limits.store_bytes)
-        self._store = Store(Allocator(limits.store_bytes))
+        self._store = Store(Allocator(limits.store_bytes), limits.tenant_bytes, limits.handle_ttl_s)
+        self._store.under_way = lambda: bool(self._jobs or self._bulk.uploads)
+        self._changed = asyncio.Event()
+        self._bulk = Bulk(
+            self._arena, self._store, metrics, limits.upload_idle_s, limits.ticket_ttl_s, self._changed.set
+        )
         self._queue = queue.Queue(limits.queue_limit)
         self._forms = wire.FormCache()
         self._jobs: dict[int, _Job] = {}
-        self._parcels: dict[bytes, Parcel] = {}
         self._next_job = 0
-        self._uploads = 0
         self._sent_inline = 0
-        self._downloads = 0
         self._draining = False
         self._stopped = False
-        self._changed = asyncio.Event()
         self._ticker: asyncio.Task[None] | None = None
         self._devices = [
             _Device(WorkerProcess(n, self._arena, self._event, self._lost, threads=threads, worker=worker))
@@ -161,7 +140,8 @@ class Daemon:
         watch("store_used_bytes", "Bytes of the store that hold arrays.", lambda: self._store.used)
         watch("store_capacity_bytes", "Size of the store.", lambda: self._store.capacity)
         watch("store_arrays", "Arrays that the store holds.", lambda: len(self._store))
-        watch("uploads_in_progress", "Uploads under way.", lambda: self._uploads)
+        watch("store_handles", "Handles that hold an array of the store.", lambda: self._store.handles)
+        watch("uploads_in_progress", "Uploads under way.", lambda: self._bulk.uploads)
         watch("workers_ready", "Worker processes that take jobs.", lambda: len(self.devices))
         watch("draining", "1 while the daemon takes no new work.", lambda: self._draining)
 
@@ -203,7 +183,7 @@ class Daemon:
     async def drain(self) -> None:
         """Take no new work; return when all accepted work is done and its results are fetched."""
         self._draining = True
-        while self._jobs or self._parcels or self._downloads:
+        while self._jobs or self._bulk.busy:
             self._changed.clear()
             await self._changed.wait()
 
@@ -242,6 +222,10 @@ class Daemon:
             raise Draining("the server is stopping and takes no new work")
         form = self._forms.get(request.form)
         wire.check_contents(form, request.contents)
+        if form.nbytes > self._limits.store_bytes:
+            raise StoreFull(
+                f"the program holds {form.nbytes} bytes between its steps; this server allows {self._limits.store_bytes}"
+            )
         found = self._find(client.tenant, form, request.contents)
         missing: tuple[bytes, ...] = ()
         blocks: list[int] = []
@@ -255,15 +239,16 @@ class Daemon:
         else:
             places, pins = found
             try:
-                blocks = self._blocks(form)
+                blocks = self._blocks(client.tenant, form, bool(request.keep))
             except FarsumError:
                 self._unpin(pins)
                 raise
-            start = wire.Start(request.form, places, tuple(blocks))
+            digests = tuple([content.digest for content in request.contents])
+            start = wire.Start(request.form, places, tuple(blocks), digests=digests, keep=bool(request.keep))
         self._next_job += 1
         job = _Job(
             self._next_job, client, form, start, blocks, pins, answer, on_progress if request.progress else None,
-            time.perf_counter(), missing=missing,
+            time.perf_counter(), missing=missing, keep=request.keep,
         )  # fmt: skip
         self._jobs[job.id] = job
         client.jobs.add(job.id)
@@ -286,7 +271,28 @@ class Daemon:
         for job_id in list(client.jobs):
             self.cancel(job_id)
         for ticket in list(client.tickets):
-            self._discard(ticket)
+            self._bulk.discard(ticket)
+        if client.holder:
+            self._store.leave(client.holder)
+
+    def arrive(self, client: Client) -> None:
+        """The client has opened a session; `leave` ends it."""
+        if client.holder:
+            self._store.arrive(client.holder)
+
+    def settle_claims(self, client: Client, residency: wire.Residency) -> wire.Need:
+        """Hold arrays and let others go; gives those to hold that are not here."""
+        missing = [
+            digest for digest, token in residency.hold if not self._store.hold(client.tenant, digest, token)
+        ]
+        for digest, token in residency.release:
+            self._store.let_go(client.tenant, digest, token)
+        return self._need(client.tenant, missing)
+
+    def _need(self, tenant: str, missing: list[bytes]) -> wire.Need:
+        digests = tuple(dict.fromkeys(missing))
+        reasons = tuple([self._store.fate(tenant, digest) for digest in digests])
+        return wire.Need(digests, reasons, tuple([self._bulk.received(tenant, digest) for digest in digests]))
 
     def _find(
         self, tenant: str, form: wire.Form, contents: tuple[wire.Content, ...]
@@ -309,14 +315,14 @@ class Daemon:
             raise
         if missing:
             self._unpin(pins)
-            return wire.Need(tuple(dict.fromkeys(missing)))
+            return self._need(tenant, missing)
         return tuple(places), pins
 
     def _hold(self, tenant: str, face: wire.Face, content: wire.Content) -> Held | None:
         """An array, pinned, if it is here or came along."""
         held = self._store.find(tenant, content.digest)
         if held is None and content.inline is not None:
-            held = self._keep(tenant, content.digest, content.inline)
+            held = self._bulk.keep_inline(tenant, content.digest, content.inline)
         if held is None:
             return None
         if held.nbytes != face.nbytes:
@@ -324,22 +330,14 @@ class Daemon:
         held.pins += 1
         return held
 
-    def _keep(self, tenant: str, digest: bytes, data: bytes) -> Held:
-        if blake3(data).digest() != digest:
-            raise DigestMismatch(f"{len(data)} bytes that came inline do not have the digest that names them")
-        block = self._store.reserve(len(data))
-        self._arena.view[block : block + len(data)] = data
-        self.metrics.ingest.labels("inline").inc(len(data))
-        return self._store.add(tenant, digest, len(data), block, block)
-
-    def _blocks(self, form: wire.Form) -> list[int]:
-        """Regions for the results, if any of them is too large to travel inline."""
+    def _blocks(self, tenant: str, form: wire.Form, keep: bool) -> list[int]:
+        """Regions for the results, if they stay or any of them is too large to travel inline."""
         blocks: list[int] = []
-        if max(face.nbytes for face in form.outputs) <= wire.INLINE_BYTES:
+        if not keep and max(face.nbytes for face in form.outputs) <= wire.INLINE_BYTES:
             return blocks
         try:
             for face in form.outputs:
-                blocks.append(self._store.reserve(face.nbytes))
+                blocks.append(self._store.reserve(tenant, face.nbytes))
         except FarsumError:
             self._free(blocks)
             raise
@@ -347,7 +345,7 @@ class Daemon:
 
     def _unpin(self, pins: list[Held]) -> None:
         for held in pins:
-            held.pins -= 1
+            held.unpin()
 
     def _free(self, blocks: list[int]) -> None:
         for block in blocks:
@@ -400,7 +398,7 @@ class Daemon:
                     job.on_progress(share)
                 self._handle(queue.Progressed(job_id, share))
             case wire.Finished():
-                outcome = None if job.settled else self._collect(job, event)
+                outcome = None if job.settled else self._outcome(job, event)
                 self._handle(queue.Finished(job_id))
                 if outcome:
                     self._settle(job, outcome)
@@ -424,6 +422,12 @@ class Daemon:
         self.metrics.restarts.inc()
         asyncio.get_running_loop().call_later(pause, self._spawn, device)
 
+    def _outcome(self, job: _Job, event: wire.Finished) -> wire.Outputs | wire.Outlook | FarsumError:
+        try:
+            return self._collect(job, event)
+        except FarsumError as error:
+            return error
+
     def _collect(self, job: _Job, event: wire.Finished) -> wire.Outputs | wire.Outlook:
         """The results: inline, or as tickets that own their regions."""
         if job.start.outlook:
@@ -436,21 +440,21 @@ class Daemon:
             return wire.Outputs(
                 tuple([wire.Value(f.dtype, f.shape, v) for f, v in zip(faces, event.values, strict=True)]),
                 event.plan,
+                event.stopped,
             )
         values = []
-        expires = time.monotonic() + self._limits.ticket_ttl_s
-        for face, block in zip(faces, job.blocks, strict=True):
-            ref = ArrayRef(b"", face.dtype, face.shape)
-            ticket = secrets.token_bytes(16)
-            self._parcels[ticket] = Parcel(ref, block, job.client, expires)
-            job.client.tickets.add(ticket)
-            size = face.nbytes + len(self._header(ref, block))
-            values.append(wire.Value(face.dtype, face.shape, None, ticket, size))
-        job.blocks.clear()
-        return wire.Outputs(tuple(values), event.plan)
-
-    def _header(self, ref: ArrayRef, block: int) -> bytes:
-        return tensor.header_at(self._arena.view, block, ref)
+        for n, face in enumerate(faces):
+            block = job.blocks.pop(0)  # from here on a ticket or the store owns the region
+            if job.keep:
+                digest = event.digests[n]
+                self._store.add(job.client.tenant, digest, face.nbytes, block, block, job.keep, kept=True)
+                values.append(wire.Value(face.dtype, face.shape, None, kept=digest))
+            else:
+                ref = ArrayRef(b"", face.dtype, face.shape)
+                values.append(
+                    wire.Value(face.dtype, face.shape, None, *self._bulk.offer(job.client, ref, block))
+                )
+        return wire.Outputs(tuple(values), event.plan, event.stopped)
 
     def _reject(self, job: _Job, ahead: float) -> None:
         self.metrics.rejected.labels("queue_full").inc()
@@ -476,7 +480,7 @@ class Daemon:
             job.timer.cancel()
         job.client.jobs.discard(job.id)
         job.answer(outcome)
-        self._tell_idle(job.client)
+        job.client.tell_if_idle()
 
     def _forget(self, job: _Job) -> None:
         del self._jobs[job.id]
@@ -484,10 +488,6 @@ class Daemon:
         self._free(job.blocks)
         if self._draining:
             self._changed.set()
-
-    def _tell_idle(self, client: Client) -> None:
-        if client.on_idle and client.idle:
-            client.on_idle()
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -503,8 +503,8 @@ class Daemon:
         self.metrics.egress.labels("inline").inc(self._sent_inline)
         self._sent_inline = 0
         now = time.monotonic()
-        for ticket in [t for t, parcel in self._parcels.items() if parcel.expires < now]:
-            self._discard(ticket)
+        self._bulk.expire(now)
+        self._store.expire()
         for device in self._devices:
             if device.job and device.compiling and now - device.since > self._limits.compile_deadline_s:
                 self._overrun(device, self._jobs[device.job])
@@ -522,90 +522,16 @@ class Daemon:
     # ── bulk ──────────────────────────────────────────────────────────────────────────────────────
 
     async def upload(self, tenant: str, upload: wire.Upload, chunks: AsyncIterator[bytes]) -> int:
-        """Receive one array. Memory is reserved before the payload and freed whatever happens.
-
-        Raises StoreFull, TruncatedStream, DigestMismatch, WireError. Nothing is stored then.
-        """
-        ref, size = upload.ref, upload.stream_bytes
+        """Receive one array; see `Bulk.upload`."""
         if self._draining:
             raise Draining("the server is stopping and takes no new arrays")
-        if self._store.find(tenant, ref.digest):
-            return ref.nbytes
-        block = self._store.reserve(size)
-        self._uploads += 1
-        kept = False
-        try:
-            await self._receive(self._arena.view[block : block + size], chunks)
-            stream = self._arena.view[block : block + size]
-            offset = tensor.body_offset(stream, ref)
-            digest = await asyncio.to_thread(_digest, stream[offset:])
-            if digest != ref.digest:
-                raise DigestMismatch(
-                    f"the bytes of an array of shape {ref.shape} do not have the digest that names them"
-                )
-            self._store.add(tenant, ref.digest, ref.nbytes, block, block + offset)
-            kept = True
-        finally:
-            self._uploads -= 1
-            if not kept:
-                self._store.release(block)
-        self.metrics.ingest.labels("bulk").inc(size)
-        return ref.nbytes
+        return await self._bulk.upload(tenant, upload, chunks)
 
-    async def _receive(self, region: memoryview, chunks: AsyncIterator[bytes]) -> None:
-        received, size, idle = 0, len(region), self._limits.upload_idle_s
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(idle) as patience:
-                async for chunk in chunks:
-                    patience.reschedule(loop.time() + idle)
-                    end = received + len(chunk)
-                    if end > size:
-                        wire.check_complete(end, size)
-                    region[received:end] = chunk
-                    received = end
-        except TimeoutError as error:
-            raise TruncatedStream(
-                f"the upload brought nothing for {idle:g} s; {received} of {size} bytes came"
-            ) from error
-        wire.check_complete(received, size)
-
-    @asynccontextmanager
-    async def download(self, ticket: bytes) -> AsyncIterator[tuple[bytes, memoryview]]:
-        """The header and the bytes of a large result. A ticket is good for one download.
-
-        Raises ArrayMissing.
-        """
-        parcel = self._parcels.pop(ticket, None)
-        if parcel is None:
-            raise ArrayMissing(
-                "this result is no longer here: it was fetched, its session ended, or it expired"
-            )
-        self._downloads += 1
-        try:
-            nbytes = parcel.ref.nbytes
-            yield (
-                self._header(parcel.ref, parcel.block),
-                self._arena.view[parcel.block : parcel.block + nbytes],
-            )
-            self.metrics.egress.labels("bulk").inc(nbytes)
-        finally:
-            self._downloads -= 1
-            self._store.release(parcel.block)
-            parcel.client.tickets.discard(ticket)
-            self._tell_idle(parcel.client)
-            self._changed.set()
-
-    def _discard(self, ticket: bytes) -> None:
-        parcel = self._parcels.pop(ticket)
-        self._store.release(parcel.block)
-        parcel.client.tickets.discard(ticket)
-        self._tell_idle(parcel.client)
-        self._changed.set()
-
-
-def _digest(data: memoryview) -> bytes:
-    return blake3(data, max_threads=blake3.AUTO).digest()
+    def download(
+        self, what: bytes | ArrayRef, tenant: str = "default"
+    ) -> AbstractAsyncContextManager[tuple[bytes, memoryview]]:
+        """The header and the bytes of an array; see `Bulk.download`."""
+        return self._bulk.download(tenant, what)
 
 
 def internal(error: Exception, where: str) -> InternalError:

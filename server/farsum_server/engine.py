@@ -9,10 +9,13 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from farsum_kernels.errors import DeadlineExceeded, EngineMissing
 from farsum_kernels.job import Options, Outlook, Result, Spec, check_arrays
+from farsum_kernels.program import Program
+from farsum_server.programs import ProgramRun
 from farsum_server.worker import Run, Worker
 
 if TYPE_CHECKING:
@@ -36,9 +39,9 @@ class LocalEngine:
                 "server with farsum.connect('grpc://localhost:50051') or FARSUM_TARGET"
             ) from error
 
-        self._prepared: dict[Spec, LocalPrepared] = {}
+        self._prepared: dict[Spec | Program, LocalPrepared] = {}
 
-    def prepare(self, spec: Spec) -> LocalPrepared:
+    def prepare(self, spec: Spec | Program) -> LocalPrepared:
         """Equal specs give one object, which keeps its kernel at hand."""
         found = self._prepared.get(spec)
         if found is None:
@@ -59,43 +62,58 @@ class LocalEngine:
 class LocalPrepared:
     """Implements farsum_kernels.job.Prepared."""
 
-    def __init__(self, engine: LocalEngine, spec: Spec) -> None:
+    def __init__(self, engine: LocalEngine, spec: Spec | Program) -> None:
         self.spec = spec
         self._engine = engine
 
     @cached_property
     def kernel(self) -> Kernel:
+        assert isinstance(self.spec, Spec)
         return self._engine.worker.kernel(self.spec)
+
+    def _start(self, arrays: Mapping[int, Any]) -> Run | ProgramRun:
+        if isinstance(self.spec, Program):
+            return self._engine.worker.start(self.spec, arrays)
+        return Run(self.kernel, arrays, check_arrays(self.spec, arrays))
 
     def run(self, arrays: Mapping[int, Any], options: Options = Options()) -> Result:
         """Evaluate on this thread and the worker's.
 
         Raises DeadlineExceeded between two slices, once the deadline has passed.
         """
-        run = Run(self.kernel, arrays, check_arrays(self.spec, arrays))
+        run = self._start(arrays)
         if options.deadline_s is not None or options.progress is not None:
             self._watch(run, options)
         else:
             while run.step() < 1.0:
                 pass
-        return Result(run.finish(), run.plan)
+        values = run.finish()
+        if isinstance(run, ProgramRun) and run.failure:
+            run.failure.iterate = values[0] if len(values) == 1 else values
+            raise run.failure
+        return Result(values, run.plan)
 
     @staticmethod
-    def _watch(run: Run, options: Options) -> None:
-        end = None if options.deadline_s is None else time.monotonic() + options.deadline_s
-        while (share := run.step()) < 1.0:
+    def _watch(run: Run | ProgramRun, options: Options) -> None:
+        end = inf if options.deadline_s is None else time.monotonic() + options.deadline_s
+        share = 0.0
+        while time.monotonic() < end and (share := run.step()) < 1.0:
             if options.progress:
                 options.progress(share)
-            if end is not None and time.monotonic() > end:
-                raise DeadlineExceeded(
-                    f"{share:.0%} done after {options.deadline_s} s; the rest was not computed"
-                )
+        gave_up = isinstance(run, ProgramRun) and run.failure is not None
+        if share < 1.0 or (gave_up and time.monotonic() > end):
+            raise DeadlineExceeded(
+                f"{share:.0%} done after {options.deadline_s} s; the rest was not computed"
+            )
         if options.progress:
             options.progress(1.0)
 
     def outlook(self, arrays: Mapping[int, Any]) -> Outlook:
         """What running on these arrays would take. Compiles the kernel, whose plan it is."""
-        check_arrays(self.spec, arrays)
+        if isinstance(self.spec, Program):
+            self.spec.check(arrays)
+        else:
+            check_arrays(self.spec, arrays)
         plan = self._engine.worker.outlook(self.spec, {n: a.shape for n, a in arrays.items()})
         return Outlook(f"in this process, on {self._engine.worker.name}", 0, plan)
 

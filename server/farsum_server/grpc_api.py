@@ -18,7 +18,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from farsum_kernels.errors import FarsumError, WireError
 from farsum_proto import wire
-from farsum_server.daemon import Client, Daemon, internal
+from farsum_server.clients import Client
+from farsum_server.daemon import Daemon, internal
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -42,16 +43,17 @@ MAX_OUTBOX = 64
 class Session:
     """One kept stream. Reads on one task, writes on another; jobs answer into the outbox."""
 
-    def __init__(self, daemon: Daemon, context: Context) -> None:
+    def __init__(self, daemon: Daemon, context: Context, holder: bytes) -> None:
         self._daemon = daemon
         self._context = context
-        self._client = Client(on_idle=self._poke)
+        self._client = Client(holder=holder, on_idle=self._poke)
         self._jobs: dict[int, int] = {}  # the client's id -> the daemon's
         self._outbox: deque[bytes] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._eof = False
 
     async def run(self) -> None:
+        self._daemon.arrive(self._client)
         reader = asyncio.create_task(self._read())
         writer = asyncio.create_task(self._write())
         try:
@@ -78,6 +80,8 @@ class Session:
         match message:
             case wire.Request():
                 self._ask(id_, message)
+            case wire.Residency():
+                self._claim(id_, message)
             case wire.Cancel():
                 if id_ in self._jobs:
                     self._daemon.cancel(self._jobs[id_])
@@ -114,6 +118,14 @@ class Session:
         else:
             if job is not None and job in self._client.jobs:
                 self._jobs[id_] = job
+
+    def _claim(self, id_: int, residency: wire.Residency) -> None:
+        try:
+            data = wire.encode_answer(id_, self._daemon.settle_claims(self._client, residency))
+        except FarsumError as error:
+            data = wire.encode_failure(id_, error)
+        if id_:
+            self._put(data)
 
     def _put(self, data: bytes) -> None:
         self._outbox.append(data)
@@ -182,7 +194,7 @@ class Api:
             raise WireError("a session starts with hello")
         protocol = wire.agree(hello.oldest, hello.newest)
         await context.write(wire.encode_welcome(protocol, self._version))
-        session = Session(self._daemon, context)
+        session = Session(self._daemon, context, hello.holder)
         self._sessions.add(session)
         try:
             await session.run()

@@ -17,10 +17,11 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import structlog
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from farsum_kernels.errors import FarsumError, InternalError
@@ -32,6 +33,8 @@ WORKER = "farsum_server.worker:Worker"
 
 # A packet must fit the socket's buffer (208 KiB by default); longer messages go in several.
 FRAGMENT_BYTES = 60_000
+# Above this, hashing with more threads gains more than starting them costs.
+PARALLEL_HASH_BYTES = 1 << 20
 _MORE, _LAST = b"\x01", b"\x00"
 
 log = structlog.get_logger("farsum.worker")
@@ -75,6 +78,14 @@ class Run(Protocol):
     def finish(self) -> tuple[Any, ...]: ...
 
 
+class _Started(NamedTuple):
+    """A job that was bound: its results go to `outputs`, or back within the message."""
+
+    run: Run
+    outputs: list[NDArray[Any]] | None
+    keep: bool
+
+
 class Performer:
     """Performs actions on one worker object and answers with events. Knows no socket."""
 
@@ -82,7 +93,7 @@ class Performer:
         self._worker = worker
         self._arena = arena
         self._forms = wire.FormCache()
-        self._runs: dict[int, tuple[Run, bool]] = {}
+        self._runs: dict[int, _Started] = {}
 
     def perform(
         self, job: int, action: wire.Start | wire.Step | wire.Drop
@@ -108,7 +119,7 @@ class Performer:
                 InternalError(f"internal error; the server's log has it under request job-{job}")
             )
 
-    def _start(self, start: wire.Start) -> tuple[Run, bool]:
+    def _start(self, start: wire.Start) -> _Started:
         form = self._forms.get(start.form)
         arrays = {}
         for index, face, place in zip(form.indices, form.faces, start.places, strict=True):
@@ -120,7 +131,9 @@ class Performer:
             array.setflags(write=False)
             arrays[index] = array
         outputs = list(map(self._array, form.outputs, start.outputs)) if start.outputs else None
-        return self._worker.start(form.spec, arrays, outputs), outputs is not None
+        digests = {n: digest for n, digest in zip(form.indices, start.digests, strict=True) if digest}
+        run = self._worker.start(form.spec, arrays, outputs, digests)
+        return _Started(run, outputs, start.keep)
 
     def _outlook(self, start: wire.Start) -> wire.Finished:
         form = self._forms.get(start.form)
@@ -131,14 +144,23 @@ class Performer:
         return np.ndarray(face.shape, held_as(face.dtype), self._arena.view, offset)
 
     def _slice(self, job: int) -> wire.Progressed | wire.Finished:
-        run, in_arena = self._runs[job]
-        if (share := run.step()) < 1.0:
+        started = self._runs[job]
+        if (share := started.run.step()) < 1.0:
             return wire.Progressed(share)
-        values = run.finish()
+        values = started.run.finish()
         del self._runs[job]
-        return wire.Finished(
-            () if in_arena else tuple(v.tobytes() for v in values), wire.encode_plan(run.plan)
-        )
+        plan = wire.encode_plan(started.run.plan)
+        failure = getattr(started.run, "failure", None)
+        stopped = wire.Stopped(failure, tuple(failure.residuals)) if failure else None
+        if started.outputs is None:
+            return wire.Finished(tuple(v.tobytes() for v in values), plan, stopped=stopped)
+        digests = tuple(map(_digest, started.outputs)) if started.keep else ()
+        return wire.Finished((), plan, digests, stopped)
+
+
+def _digest(array: NDArray[Any]) -> bytes:
+    threads = blake3.AUTO if array.nbytes >= PARALLEL_HASH_BYTES else 1
+    return blake3(array.reshape(-1).view(np.uint8).data, max_threads=threads).digest()
 
 
 def serve(channel: socket.socket, performer: Performer, device: wire.Device) -> None:

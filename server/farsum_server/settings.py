@@ -77,6 +77,12 @@ class Settings(BaseSettings):
     ticket_ttl_s: float = Field(
         default=120.0, gt=0, description="a large result that is not fetched for so long is dropped"
     )
+    tenant_bytes: int = Field(
+        default=0, ge=0, description="how much of the store one tenant may take; 0: all of it"
+    )
+    handle_ttl_s: float = Field(
+        default=3600.0, gt=0, description="handles to an array that nobody has used for so long are void"
+    )
     reflection: bool = Field(default=False, description="let gRPC tools list the services")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="what is logged"
@@ -115,6 +121,8 @@ class Settings(BaseSettings):
             compile_deadline_s=self.compile_deadline_s,
             upload_idle_s=self.upload_idle_s,
             ticket_ttl_s=self.ticket_ttl_s,
+            tenant_bytes=self.tenant_bytes or None,
+            handle_ttl_s=self.handle_ttl_s,
         )
 
 

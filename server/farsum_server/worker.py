@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from farsum_kernels.compile import Compiler
 from farsum_kernels.job import RANGES, Extent, Spec, check_arrays, extent_of
+from farsum_kernels.program import Program, cost_of
+from farsum_server.programs import ProgramRun
 
 if TYPE_CHECKING:
     from farsum_kernels.backends.cpu.launch import Kernel
@@ -43,16 +45,30 @@ class Worker:
         """
         return self._compiler.kernel(spec)
 
-    def outlook(self, spec: Spec, shapes: Mapping[int, tuple[int, ...]]) -> Mapping[str, str]:
+    def outlook(self, spec: Spec | Program, shapes: Mapping[int, tuple[int, ...]]) -> Mapping[str, str]:
         """The plan of a job on arrays of these shapes, in words. Compiles; computes nothing, and no ranges are counted."""
+        if isinstance(spec, Program):
+            steps, pairs = list(spec.steps), sum(extent.pairs for extent in spec.layout.extents)
+            return {"steps": str(len(steps)), "pairs": str(pairs), "flops": str(cost_of(spec))}
         own = {index: shape for index, shape in shapes.items() if index not in RANGES}
         return self.kernel(spec).plan(extent_of(spec, own)).describe()
 
-    def start(self, spec: Spec, arrays: Mapping[int, Array], outputs: Sequence[Array] | None = None) -> Run:
+    def start(
+        self,
+        spec: Spec | Program,
+        arrays: Mapping[int, Array],
+        outputs: Sequence[Array] | None = None,
+        digests: Mapping[int, bytes] | None = None,
+    ) -> Run | ProgramRun:
         """Bind a job. Its results are written into `outputs` when given, C-ordered arrays of the right shapes.
+
+        digests   of the contents of those arrays that have one, 32 bytes: what a device may keep copies by.
+                  Without effect here, where the arrays lie in memory that the CPU reads
 
         Raises ShapeError and DtypeError for arrays that do not fit.
         """
+        if isinstance(spec, Program):
+            return ProgramRun(spec, arrays, self.kernel, outputs)
         extent = check_arrays(spec, arrays)
         return Run(self.kernel(spec), arrays, extent, outputs)
 

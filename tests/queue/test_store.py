@@ -50,26 +50,26 @@ def digest(n: int) -> bytes:
 def test_least_recently_used_goes_first_and_pinned_stays() -> None:
     store = Store(Allocator(3 * ALIGN))
     for n in range(3):
-        block = store.reserve(ALIGN)
+        block = store.reserve("a", ALIGN)
         store.add("a", digest(n), ALIGN, block, block)
     pinned = store.find("a", digest(0))
     assert pinned
     pinned.pins += 1
     store.find("a", digest(1))
-    store.reserve(ALIGN)
+    store.reserve("a", ALIGN)
     assert [store.find("a", digest(n)) is not None for n in range(3)] == [True, True, False]
-    store.reserve(ALIGN)
+    store.reserve("a", ALIGN)
     assert store.find("a", digest(1)) is None
     with pytest.raises(StoreFull, match="no room"):
-        store.reserve(ALIGN)
+        store.reserve("a", ALIGN)
     pinned.pins -= 1
-    store.reserve(ALIGN)
+    store.reserve("a", ALIGN)
     assert len(store) == 0 and store.evictions == 3
 
 
 def test_second_upload_of_an_array_gives_its_region_back() -> None:
     store = Store(Allocator(10 * ALIGN))
-    first, second = store.reserve(ALIGN), store.reserve(ALIGN)
+    first, second = store.reserve("a", ALIGN), store.reserve("a", ALIGN)
     held = store.add("a", digest(1), ALIGN, first, first)
     assert store.add("a", digest(1), ALIGN, second, second) is held
     assert store.used == ALIGN
@@ -77,14 +77,14 @@ def test_second_upload_of_an_array_gives_its_region_back() -> None:
 
 def test_tenants_do_not_see_each_other() -> None:
     store = Store(Allocator(10 * ALIGN))
-    block = store.reserve(1)
+    block = store.reserve("a", 1)
     store.add("a", digest(1), 1, block, block)
     assert store.find("b", digest(1)) is None
 
 
 def test_larger_than_the_store() -> None:
     with pytest.raises(StoreFull, match="store-bytes"):
-        Store(Allocator(1000)).reserve(1001)
+        Store(Allocator(1000)).reserve("a", 1001)
 
 
 def test_arena_is_shared_through_its_descriptor() -> None:

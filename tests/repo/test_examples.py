@@ -16,6 +16,7 @@ import pytest
 
 import farsum.target
 from farsum_kernels.job import Engine, Options, Prepared, Result, Spec
+from farsum_kernels.program import Program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = [path.stem for path in sorted(EXAMPLES.glob("*.py")) if path.stem != "demo"]
@@ -25,6 +26,7 @@ SAYS = {
     "interpolation": "KernelSolve, three signals",
     "kmeans": "inertia, next to scikit-learn: relative difference",
     "lazy_arrays": "    formula: Sum(Square((Var(0,3,0) - Var(1,3,1))))",
+    "loops": "k-means: 20 rounds in one call",
     "nearest_neighbours": "cosine     accuracy",
     "spectral": "eigenvalues of the Laplacian: relative error",
     "vi_vj_pm": "    reduction: Sum (axis=1)",
@@ -107,7 +109,7 @@ class WrongEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def prepare(self, spec: Spec) -> WrongPrepared:
+    def prepare(self, spec: Spec | Program) -> WrongPrepared:
         return WrongPrepared(self.engine.prepare(spec))
 
 

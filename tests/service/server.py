@@ -106,8 +106,8 @@ def running(*flags: str) -> Iterator[Server]:
 
 
 @contextmanager
-def engine_on(server: Server) -> Iterator[RemoteEngine]:
-    with RemoteEngine(server.target) as engine:
+def engine_on(server: Server, away_s: float = 1.0) -> Iterator[RemoteEngine]:
+    with RemoteEngine(server.target, away_s) as engine:
         yield engine
 
 

@@ -38,35 +38,65 @@ class Worker:
     def __init__(self, threads: int | None = None) -> None:
         pass
 
-    def start(self, spec: Spec, arrays: Mapping[int, Any], outputs: Sequence[Any] | None = None) -> Run:
+    def start(
+        self,
+        spec: Spec,
+        arrays: Mapping[int, Any],
+        outputs: Sequence[Any] | None = None,
+        digests: Mapping[int, bytes] | None = None,
+    ) -> Run:
         return Run((len(arrays[0]), 1), outputs)
 
 
 class SlowCompiler(Worker):
-    def start(self, spec: Spec, arrays: Mapping[int, Any], outputs: Sequence[Any] | None = None) -> Run:
+    def start(
+        self,
+        spec: Spec,
+        arrays: Mapping[int, Any],
+        outputs: Sequence[Any] | None = None,
+        digests: Mapping[int, bytes] | None = None,
+    ) -> Run:
         if len(arrays[0]) == 13:
             time.sleep(600)
-        return super().start(spec, arrays, outputs)
+        return super().start(spec, arrays, outputs, digests)
 
 
 class Buggy(Worker):
-    def start(self, spec: Spec, arrays: Mapping[int, Any], outputs: Sequence[Any] | None = None) -> Run:
+    def start(
+        self,
+        spec: Spec,
+        arrays: Mapping[int, Any],
+        outputs: Sequence[Any] | None = None,
+        digests: Mapping[int, bytes] | None = None,
+    ) -> Run:
         raise RuntimeError("the secret of the server")
 
 
 class Crashing(Worker):
-    def start(self, spec: Spec, arrays: Mapping[int, Any], outputs: Sequence[Any] | None = None) -> Run:
+    def start(
+        self,
+        spec: Spec,
+        arrays: Mapping[int, Any],
+        outputs: Sequence[Any] | None = None,
+        digests: Mapping[int, bytes] | None = None,
+    ) -> Run:
         if len(arrays[0]) == 13:
             os._exit(3)
-        return super().start(spec, arrays, outputs)
+        return super().start(spec, arrays, outputs, digests)
 
 
 class Writing(Worker):
     """Tries to change an array that other jobs read too."""
 
-    def start(self, spec: Spec, arrays: Mapping[int, Any], outputs: Sequence[Any] | None = None) -> Run:
+    def start(
+        self,
+        spec: Spec,
+        arrays: Mapping[int, Any],
+        outputs: Sequence[Any] | None = None,
+        digests: Mapping[int, bytes] | None = None,
+    ) -> Run:
         arrays[0][...] = 0
-        return super().start(spec, arrays, outputs)
+        return super().start(spec, arrays, outputs, digests)
 
 
 class Unable(Worker):

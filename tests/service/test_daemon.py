@@ -20,7 +20,8 @@ from farsum_kernels.errors import (
     WorkerDied,
 )
 from farsum_proto import wire
-from farsum_server.daemon import Client, Daemon, Limits
+from farsum_server.clients import Client
+from farsum_server.daemon import Daemon, Limits
 from farsum_server.metrics import Metrics
 from tests.service.server import gaussian_sum
 

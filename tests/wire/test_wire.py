@@ -95,6 +95,14 @@ def test_small_messages_round_trip() -> None:
     assert wire.decode_server(wire.encode_draining()) == (0, wire.Goodbye())
     assert wire.decode_stored(wire.encode_stored(7)) == 7
     assert wire.decode_download(wire.encode_download(b"t")) == b"t"
+    ref = ArrayRef(bytes(32), "int64", (3, 2))
+    assert wire.decode_download(wire.encode_download(ref)) == ref
+    upload = wire.Upload(ref, 48 + 200, b"h" * 16, 100, True, "lz4")
+    assert wire.decode_upload(wire.encode_upload(upload)) == upload
+    claims = wire.Residency(((bytes(32), bytes(16)),), ((b"\1" * 32, b"\2" * 16),))
+    assert wire.decode_client(wire.encode_residency(6, claims)) == (6, claims)
+    need = wire.Need((bytes(32),), ("it was dropped",), (1 << 40,))
+    assert wire.decode_server(wire.encode_answer(1, need)) == (1, need)
     plan = {"threads": "2", "tile": "256"}
     assert wire.decode_plan(wire.encode_plan(plan)) == plan
     info = wire.Info("1", True, (wire.Device("cpu", "cpu", 2, 1),))
@@ -103,7 +111,13 @@ def test_small_messages_round_trip() -> None:
 
 @pytest.mark.parametrize(
     "action",
-    [wire.Start(b"form", (64, b"inline", b""), (128,)), wire.Start(b"", (), ()), wire.Step(), wire.Drop()],
+    [
+        wire.Start(b"form", (64, b"inline", b""), (128,), digests=(bytes(32), b"", b"")),
+        wire.Start(b"", (128,), (64,), digests=(b"\1" * 32,), keep=True),
+        wire.Start(b"", (), (), outlook=True),
+        wire.Step(),
+        wire.Drop(),
+    ],
 )
 def test_actions_round_trip(action: Any) -> None:
     assert wire.decode_action(wire.encode_action(3, action)) == (3, action)
@@ -112,7 +126,7 @@ def test_actions_round_trip(action: Any) -> None:
 @pytest.mark.parametrize(
     "event",
     [wire.Ready(wire.Device("a", "cpu", 2)), wire.Progressed(0.25), wire.Finished((b"", b"x"), b"p"),
-     wire.Finished((), b"")],
+     wire.Finished((), b""), wire.Finished((), b"", (bytes(32),))],
 )  # fmt: skip
 def test_events_round_trip(event: Any) -> None:
     assert wire.decode_event(wire.encode_event(3, event)) == (3, event)

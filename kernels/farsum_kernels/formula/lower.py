@@ -45,7 +45,7 @@ class Lowering:
     def __init__(self, block: Block, slots: dict[int, int], unroll: int) -> None:
         self.block = block
         self._slots = slots
-        self._unroll = unroll
+        self.unroll = unroll
         self._vectors: dict[Expr, Vector] = {}
         self._bound: dict[int, Vector] = {}
         self._outer: Lowering | None = None
@@ -80,7 +80,7 @@ class Lowering:
     def bound(self, index: int, dim: int, place: Affine, depending: set[Expr]) -> Lowering:
         """The same lowering with fictitious variable `index` standing for basis vector number `place`."""
         if (index, place) not in self._inner:
-            inner = Lowering(self.block, self._slots, self._unroll)
+            inner = Lowering(self.block, self._slots, self.unroll)
             inner._outer = self
             inner._depth = max(place.depth, self._depth)
             inner._bound = self._bound | {index: Vector(dim, lambda k: self._delta(k, place))}
@@ -111,7 +111,7 @@ class Lowering:
 
     def sum(self, term: Callable[[Affine], Val], extent: int, inside: Affine = Affine(0)) -> Val:
         """The sum of term(0 … extent-1): straight-line when short, a loop when long."""
-        if extent <= self._unroll:
+        if extent <= self.unroll:
             return reduce(lambda a, b: a + b, (term(Affine(k)) for k in range(extent)))
         loop = self._loop(extent, inside)
         return self.block.fold("sum", loop, term(Affine.of(loop)))
@@ -123,7 +123,7 @@ class Lowering:
         self, how: str, term: Callable[[Affine], Val], extent: int, inside: Affine = Affine(0)
     ) -> Val:
         """The "min", "max", "argmin" or "argmax" of term(0 … extent-1), by a scan from the first."""
-        if extent > self._unroll:
+        if extent > self.unroll:
             loop = self._loop(extent, inside)
             return self.block.fold(how, loop, term(Affine.of(loop)))
         best, place = term(Affine(0)), self.block.constant(0.0)
@@ -136,7 +136,7 @@ class Lowering:
     def components(self, root: Expr) -> tuple[Val, ...] | Loop:
         """All components of a root, or the loop over them when they are too many to write out."""
         vector = self.vector(root)
-        if root.dim > max(1, self._unroll):
+        if root.dim > max(1, self.unroll):
             return Loop(root.dim)
         return tuple(vector.at(k) for k in range(root.dim))
 
@@ -167,6 +167,7 @@ class Terms:
     factor   for each, what was taken out of the sum because it does not depend on the column
     weight   the components of the weight, if the reduction has one
     loop     set when F is too long to write out: `value` then has one entry that depends on it
+    along    the same for the weight: `weight` then has one entry that depends on it
     """
 
     value: tuple[int, ...]
@@ -174,6 +175,12 @@ class Terms:
     weight: tuple[int, ...]
     loop: Loop | None
     dim: int
+    along: Loop | None = None
+
+    @property
+    def long(self) -> bool:
+        """Are components of F or of the weight left to a loop?"""
+        return bool(self.loop or self.along)
 
     @property
     def places(self) -> list[int]:
@@ -189,6 +196,36 @@ class Program:
     scopes: tuple[Scope, ...]
     terms: tuple[Terms, ...]
 
+    def shared(self, terms: Terms) -> list[int]:
+        """What the components of long terms have in common: numbers of a pair that do not change along the loop."""
+        found: set[int] = set()
+        seen: set[int] = set()
+        stack = [*terms.weight, *(terms.value if terms.loop else ())]
+        while stack:
+            n = stack.pop()
+            if n in seen:
+                continue
+            seen.add(n)
+            whole = not any(isinstance(s, Loop) for s in self.scopes[n])
+            if whole and self.code[n].prim not in ir.MASKS:
+                if {ir.I, ir.J} <= self.scopes[n]:
+                    found.add(n)
+                continue
+            stack.extend(self.code[n].args)
+        return sorted(found)
+
+    def each_component(self, terms: Terms) -> list[Prim]:
+        """What is computed for each component of long terms, at each pair."""
+        ends = [*terms.weight, *(terms.value if terms.loop else ())]
+        shared, seen, stack = set(self.shared(terms)), set(), [*ends]
+        while stack:
+            n = stack.pop()
+            pairwise = {ir.I, ir.J} <= self.scopes[n]
+            if n not in seen and n not in shared and (pairwise or self.code[n].prim is Prim.FOLD):
+                seen.add(n)
+                stack.extend(self.code[n].args)
+        return [self.code[n].prim for n in sorted(seen)]
+
     def flops_per_pair(self) -> float:
         """Arithmetic that is done for each pair, loops counted by their extent."""
         total = 0.0
@@ -198,7 +235,7 @@ class Program:
                 for symbol in scope | ({instr.imm.loop} if instr.prim is Prim.FOLD else set()):
                     cost *= symbol.extent if isinstance(symbol, Loop) else 1
                 total += cost
-        return max(total, 1.0) + sum(t.dim for t in self.terms)
+        return max(total, 1.0) + sum(t.dim + (t.along.extent if t.along else 0) for t in self.terms)
 
 
 # In units of one fused multiply-add.
@@ -219,16 +256,19 @@ _COST = {
 _SYMBOL = {I: ir.I, J: ir.J}
 
 
-def lower(wants: Sequence[Want], unroll: int, spoken: Sequence[Prim] | None = None) -> Program:
+def lower(
+    wants: Sequence[Want], unroll: int, spoken: Sequence[Prim] | None = None, long_weights: bool = False
+) -> Program:
     """Lower the formulas of a job into one program; what they share is computed once.
 
-    Raises FormulaTooLarge when that takes too many instructions.
+    With `long_weights`, weights wider than `unroll` are loops too. Raises FormulaTooLarge when the program
+    takes too many instructions.
     """
     slots = variables(*(root for w in wants for root in (w.formula, w.weight) if root))
     block = Block([_SYMBOL.get(v.params[2]) for v in slots.values()], spoken)
     lowering = Lowering(block, {index: slot for slot, index in enumerate(slots)}, unroll)
     try:
-        found = [_terms_of(lowering, want) for want in wants]
+        found = [_terms_of(lowering, want, long_weights) for want in wants]
     except RecursionError:
         raise FormulaTooLarge("the formula is nested too deeply") from None
     code, scopes, place = _live(block, [n for t in found for n in t.places])
@@ -240,21 +280,24 @@ def lower(wants: Sequence[Want], unroll: int, spoken: Sequence[Prim] | None = No
             tuple(place[n] for n in t.weight),
             t.loop,
             t.dim,
+            t.along,
         )
         for t in found
     )
     return Program(tuple(slots.values()), code, scopes, terms)
 
 
-def _terms_of(lowering: Lowering, want: Want) -> Terms:
+def _terms_of(lowering: Lowering, want: Want, long_weights: bool) -> Terms:
     value = lowering.components(want.formula)
     loop = value if isinstance(value, Loop) else None
     if isinstance(value, Loop):
         value = (lowering.vector(want.formula).at(value),)
     weights: list[Val] = []
+    along = None
     if want.weight is not None:
         vector = lowering.vector(want.weight)
-        weights = [vector.at(k) for k in range(want.weight.dim)]
+        along = Loop(want.weight.dim) if long_weights and want.weight.dim > max(1, lowering.unroll) else None
+        weights = [vector.at(k) for k in ([along] if along else range(want.weight.dim))]
     factors: list[Val | None] = [None] * len(value)
     if want.additive:
         split = [_split(v) for v in value]
@@ -266,6 +309,7 @@ def _terms_of(lowering: Lowering, want: Want) -> Terms:
         tuple(w.index for w in weights),
         loop,
         want.formula.dim,
+        along,
     )
 
 

@@ -13,6 +13,8 @@ Optional, for speed only:
   block    fold several terms into a state at once; default: merge the lifted terms one by one
   gate     a mask that says which states a block of terms can change at all
   step     for ordered lists of K: how one slot of the list meets an incoming term
+  peak     of sums of exp(x)·g that are held as multiples of exp(m): the new m after a block of terms x
+  share    of the same: what a term x counts for beside m, exp(x − m); sums so far are rescaled by it too
 
 Conventions (docs/parity.md): NaN propagates through sums and is skipped by min and max; ties go to the
 smallest index; an empty reduction gives the identity, with index 0.
@@ -73,6 +75,8 @@ class Reduction:
     block: Callable[[State, Sequence[Term], Sequence[Val]], State] | None = None
     gate: Callable[[State, Sequence[Term]], Val] | None = None
     step: Callable[[Val, Val, Val, Val, Val], tuple[Val, Val, Val, Val, Val]] | None = None
+    peak: Callable[[Val, Sequence[Val]], Val] | None = None
+    share: Callable[[Val, Val], Val] | None = None
     scalar: bool = False
     weight: str = "none"
     additive: bool = False
@@ -133,6 +137,15 @@ def _finite(x: Val) -> Val:
     return ir.minimum(ir.maximum(x, low), high)
 
 
+def _peak(m: Val, terms: Sequence[Val]) -> Val:
+    return _finite(reduce(lambda top, x: ir.maximum(x, top), terms, m))
+
+
+def _share(x: Val, m: Val) -> Val:
+    # The difference comes before the factor log2(e): it is exact where terms are large and close.
+    return ir.exp2((x - m) * ir.LOG2_E)
+
+
 def _merge_shifted(a: State, b: State) -> State:
     (m, *s), (n, *t) = a, b
     top = ir.maximum(m, n)
@@ -161,15 +174,11 @@ def _shifted(
         return m, *(p * g for g in factors(term))
 
     def block(state: State, terms: Sequence[Term], indices: Sequence[Val]) -> State:
-        # One rescale per block of terms: 1 + 1/len(terms) exponentials per pair instead of 2. The difference
-        # comes before the factor log2(e): it is exact where terms are large and close.
+        # One rescale per block of terms: 1 + 1/len(terms) exponentials per pair instead of 2.
         m, *sums = state
-        top = m
-        for term in terms:
-            top = ir.maximum(term[0], top)
-        top = _finite(top)
-        p = [ir.exp2((term[0] - top) * ir.LOG2_E) for term in terms]
-        scale = ir.exp2((m - top) * ir.LOG2_E)
+        top = _peak(m, [term[0] for term in terms])
+        p = [_share(term[0], top) for term in terms]
+        scale = _share(m, top)
         gs = [factors(term) for term in terms]
         inner = [
             reduce(lambda a, b: a + b, (q * g[k] for q, g in zip(p, gs, strict=True)))
@@ -187,6 +196,8 @@ def _shifted(
         lift=lift,
         merge=_merge_shifted,
         block=block,
+        peak=_peak,
+        share=_share,
         finish=lambda s: (finish(s),),
         outputs=(Kind.VALUE,),
         width=width,

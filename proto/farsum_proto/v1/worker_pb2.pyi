@@ -7,12 +7,14 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Place(_message.Message):
-    __slots__ = ("offset", "inline")
+    __slots__ = ("offset", "inline", "digest")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     INLINE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     offset: int
     inline: bytes
-    def __init__(self, offset: _Optional[int] = ..., inline: _Optional[bytes] = ...) -> None: ...
+    digest: bytes
+    def __init__(self, offset: _Optional[int] = ..., inline: _Optional[bytes] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Action(_message.Message):
     __slots__ = ("job", "start", "step", "drop")
@@ -27,16 +29,18 @@ class Action(_message.Message):
     def __init__(self, job: _Optional[int] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ...) -> None: ...
 
 class Start(_message.Message):
-    __slots__ = ("form", "places", "outputs", "outlook")
+    __slots__ = ("form", "places", "outputs", "outlook", "keep")
     FORM_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTLOOK_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     form: bytes
     places: _containers.RepeatedCompositeFieldContainer[Place]
     outputs: _containers.RepeatedScalarFieldContainer[int]
     outlook: bool
-    def __init__(self, form: _Optional[bytes] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., outputs: _Optional[_Iterable[int]] = ..., outlook: bool = ...) -> None: ...
+    keep: bool
+    def __init__(self, form: _Optional[bytes] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., outputs: _Optional[_Iterable[int]] = ..., outlook: bool = ..., keep: bool = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ()
@@ -77,9 +81,13 @@ class Progressed(_message.Message):
     def __init__(self, share: _Optional[float] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("values", "plan")
+    __slots__ = ("values", "plan", "stopped", "digests")
     VALUES_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
     values: _containers.RepeatedScalarFieldContainer[bytes]
     plan: bytes
-    def __init__(self, values: _Optional[_Iterable[bytes]] = ..., plan: _Optional[bytes] = ...) -> None: ...
+    stopped: _farsum_pb2.Stopped
+    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, values: _Optional[_Iterable[bytes]] = ..., plan: _Optional[bytes] = ..., stopped: _Optional[_Union[_farsum_pb2.Stopped, _Mapping]] = ..., digests: _Optional[_Iterable[bytes]] = ...) -> None: ...

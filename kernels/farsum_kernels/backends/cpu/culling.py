@@ -52,7 +52,7 @@ def cullable(program: Program, parts: Sequence[Part]) -> tuple[int, int] | None:
     """The slots of the points, of rows and of columns, if bounds of this reduction can be had; else None."""
     if (
         len(parts) != 1
-        or program.terms[0].loop
+        or program.terms[0].long
         or len(program.terms[0].value) != 1
         or program.terms[0].weight
     ):

@@ -150,6 +150,10 @@ class Emitter:
         self._frames[-1].values[key] = made
         return made
 
+    def know(self, n: int, u: int, q: int, value: Value) -> None:
+        """Value n is at hand already, in the frame that is open."""
+        self._frames[-1].values[self._key(n, u, q)] = value
+
     @cached_property
     def _products(self) -> dict[int, int]:
         """The sums that take a product along in one rounding, and which of their operands it is.
@@ -234,7 +238,12 @@ class Emitter:
         place = self.fn.let(f"mul i64 {self._index(k)}, {self.rows}")
         place = self.fn.let(f"add i64 {place}, {u}")
         pointer = self.fn.let(f"getelementptr {self.shape.f}, ptr {self.tiles[slot]}, i64 {place}")
-        return Value(self.fn.let(f"load {self.shape.f}, ptr {pointer}, align 64"), "f")
+        return Value(
+            self.fn.let(
+                f"load {self.shape.f}, ptr {pointer}, align {self.shape.lanes * self.shape.bits // 8}"
+            ),
+            "f",
+        )
 
     def _load_column(self, slot: int, k: Affine, q: int) -> Value:
         pointer = self.fn.let(

@@ -49,7 +49,7 @@ class Kernel:
             Want(simplified(part.formula), part.weight and simplified(part.weight), part.rule.additive)
             for part in parts
         ]
-        self.program: Program = lower(wants, UNROLL, list(LLVM))
+        self.program: Program = lower(wants, UNROLL, list(LLVM), long_weights=True)
         itemsize = self.dtype.itemsize
         self.layout: Layout = layout_for(self.program, [part.rule for part in parts], itemsize, machine)
         self.text: Text = kernel_text(self.program, parts, self.dtype.name, self.layout, native.has_scalef())
@@ -486,8 +486,13 @@ def _assemble(out: Array, group: Sequence[Array], k: int) -> None:
         if len(group) == 1 and len(group[0]) > 1:
             out[...] = np.moveaxis(group[0], 0, -1)
             return
-        for d, component in enumerate(group):
-            out[..., d] = component[0]
+        at = 0
+        for component in group:
+            if len(component) == 1:
+                out[..., at] = component[0]
+            else:
+                out[..., at : at + len(component)] = np.moveaxis(component, 0, -1)
+            at += len(component)
         return
     out = out.reshape(*out.shape[:2], k, out.shape[3] if out.ndim == 4 else 1)
     for d, lists in enumerate(group):  # (k, dims, batch, rows)

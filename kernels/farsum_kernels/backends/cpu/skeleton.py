@@ -17,10 +17,11 @@ launch (`pack`), so that the pair loop finds it ready made.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from farsum_kernels.backends.cpu.emit import Emitter, column_values
+from farsum_kernels.backends.cpu.long import LongState
 from farsum_kernels.backends.cpu.states import State
 from farsum_kernels.backends.cpu.text import Function
 from farsum_kernels.backends.cpu.vector import Shape
@@ -74,7 +75,9 @@ def kernel_text(program: Program, parts: Sequence[Part], dtype: str, layout: Lay
     declarations = sorted(set().union(*(f.fn.declarations for f in functions)))
     ir = "\n".join([*declarations, *(f.fn.text() for f in functions), ""])
     states = tuple(
-        Stored(dtype, s.repeat, x) for s in main.states for dtype, x in zip(s.dtypes, s.identity, strict=True)
+        Stored(dtype, repeat, x)
+        for s in main.states
+        for dtype, repeat, x in zip(s.dtypes, s.repeats, s.identity, strict=True)
     )
     return Text(ir, len(packed), max(f.scratch for f in functions), states)
 
@@ -212,6 +215,10 @@ class _Pack(_Kernel):
             self.store(c, 0, self.get(n).name, self.shape.f, "0")
 
 
+Block = Callable[[str, int, list[str]], list[str]]
+"""Emits a block: the first column, how many, what is carried; gives what is carried on."""
+
+
 class _Main(_Kernel):
     """The pair loop: the loops over spans, tiles and columns, and one `State` per reduction."""
 
@@ -222,7 +229,8 @@ class _Main(_Kernel):
         self.states: list[State] = []
         for part, terms in zip(parts, program.terms, strict=True):
             first = sum(len(s.kinds) for s in self.states)
-            self.states.append(State(self, part.rule, part.k, terms, first))
+            kind = LongState if terms.long else State
+            self.states.append(kind(self, part.rule, part.k, terms, first))
 
     def _reserve(self) -> None:
         super()._reserve()
@@ -239,7 +247,7 @@ class _Main(_Kernel):
             first, end = self._field("%spans", span, 2, 0), self._field("%spans", span, 2, 1)
             state = _typed(flat, carried)
             if not tiled:
-                return self._columns(first, end, state)
+                return self._strips(first, end, state)
             return self.fn.loop(
                 first,
                 end,
@@ -288,7 +296,7 @@ class _Main(_Kernel):
             if state.compensated:
                 state.begin_tile()
                 partial += state.fresh()
-        values = self._columns(first, stop, lasting + partial)
+        values = self._strips(first, stop, lasting + partial)
         sums = values[len(lasting) :]
         for state in self.states:
             if state.compensated:
@@ -297,15 +305,33 @@ class _Main(_Kernel):
                 sums = sums[count:]
         return values[: len(lasting)]
 
-    def _columns(self, first: str, end: str, state: list[tuple[str, str]]) -> list[str]:
-        """All pairs of the rows at hand with the columns first … end - 1: in blocks, then one by one."""
-        fn, width = self.fn, self.layout.columns
+    def _strips(self, first: str, end: str, state: list[tuple[str, str]]) -> list[str]:
+        """All pairs of the rows at hand with the columns first … end - 1, for long terms strip by strip."""
+        if not self.layout.strip:
+            return self.blocks(first, end, self.layout.columns, state, self._block)
+
+        def each(at: str, names: list[str]) -> list[str]:
+            stop = self._stop(at, self.layout.strip, end)
+            for s in self.states:
+                s.begin_strip(at)
+            values = self.blocks(at, stop, self.layout.columns, _typed(state, names), self._block)
+            for s in self.states:
+                s.end_strip(at, stop)
+            return values
+
+        return self.fn.loop(first, end, self.layout.strip, state, each)
+
+    def blocks(
+        self, first: str, end: str, width: int, state: list[tuple[str, str]], block: Block
+    ) -> list[str]:
+        """A block for the columns first … end - 1, so many at a time and what is left one by one."""
+        fn = self.fn
         if width > 1:
-            blocks = fn.let(f"sdiv i64 {fn.let(f'sub i64 {end}, {first}')}, {width}")
-            middle = fn.let(f"add i64 {first}, {fn.let(f'mul i64 {blocks}, {width}')}")
-            values = fn.loop(first, middle, width, state, lambda j, s: self._block(j, width, s))
+            count = fn.let(f"sdiv i64 {fn.let(f'sub i64 {end}, {first}')}, {width}")
+            middle = fn.let(f"add i64 {first}, {fn.let(f'mul i64 {count}, {width}')}")
+            values = fn.loop(first, middle, width, state, lambda j, s: block(j, width, s))
             state, first = _typed(state, values), middle
-        return fn.loop(first, end, 1, state, lambda j, s: self._block(j, 1, s))
+        return fn.loop(first, end, 1, state, lambda j, s: block(j, 1, s))
 
     def _block(self, column: str, width: int, carried: list[str]) -> list[str]:
         """One block of columns for every reduction. What is carried: first the lasting states, then the partial."""

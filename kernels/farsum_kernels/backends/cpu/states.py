@@ -1,7 +1,6 @@
 """The state of one reduction inside the kernel: where it lives, how terms enter it, how it is left behind.
 
-States are in registers, carried by the loops; in scratch memory when they are long: ordered lists of K,
-or one state per component of a long F. Sums are kept twice: partial sums of a tile in the data dtype,
+States are in registers, carried by the loops; ordered lists of K in scratch memory. Sums are kept twice: partial sums of a tile in the data dtype,
 totals in float64, in scratch memory. Between the two, the sums of a few tiles (a slab) are added up in the
 data dtype: nearly as exact, and a third of the work of a total. `first` is the place of this state's
 components among all outputs.
@@ -16,7 +15,7 @@ from farsum_kernels.backends.cpu.emit import run_rule
 from farsum_kernels.backends.cpu.vector import LARGEST, Shape, Value, Vec
 from farsum_kernels.formula.lower import Terms
 from farsum_kernels.formula.reductions import Kind, Reduction
-from farsum_kernels.scalar.ir import Loop, Val, number
+from farsum_kernels.scalar.ir import Val, number
 
 if TYPE_CHECKING:
     from farsum_kernels.backends.cpu.skeleton import _Main
@@ -35,11 +34,11 @@ class State:
         self.terms = terms
         self.first = first
         self.listed = k if rule.listed else 0
-        # With a loop over the components of F, the rules see one component at a time.
+        # With a loop over components, the rules see one at a time.
         self.dim = 1 if terms.loop else terms.dim
         self.kinds = rule.state(self.dim, len(terms.weight))
-        self.repeat = (terms.dim if terms.loop else 1) * (self.listed or 1)
-        self.in_memory = bool(terms.loop) or rule.listed
+        self.repeats = [self.listed or 1] * len(self.kinds)  # vectors of each component, one after the other
+        self.in_memory = rule.listed
         self.compensated = Kind.WIDE in self.kinds
         double = self.shape.scalar == "double"
         self.wide = Vec(self.fn, Shape(self.shape.lanes, "double", self.shape.scalef and double))
@@ -89,36 +88,37 @@ class State:
         return self.fn.let(f"getelementptr {kind}, ptr {region}, i64 {at}")
 
     def _read(self, region: str, place: str, u: int, kind: str) -> str:
-        return self.fn.let(f"load {kind}, ptr {self._slot(region, place, u, kind)}, align 64")
+        return self.fn.let(
+            f"load {kind}, ptr {self._slot(region, place, u, kind)}, align {self.kernel.vector_bytes}"
+        )
 
     def _write(self, region: str, place: str, u: int, kind: str, value: str, how: str = "") -> None:
-        self.fn.do(f"store {how}{kind} {value}, ptr {self._slot(region, place, u, kind)}, align 64")
+        self.fn.do(
+            f"store {how}{kind} {value}, ptr {self._slot(region, place, u, kind)}, align {self.kernel.vector_bytes}"
+        )
 
     def _fill(self, regions: Sequence[str], vec: Vec, values: Sequence[Value]) -> None:
         """Set every vector of the regions to the identity."""
+        for region, kind, value, repeat in zip(regions, self.kinds, values, self.repeats, strict=False):
 
-        def each(place: str, _: list[str]) -> list[str]:
-            for region, kind, value in zip(regions, self.kinds, values, strict=False):
+            def each(
+                place: str, _: list[str], region: str = region, kind: Kind = kind, value: Value = value
+            ) -> list[str]:
                 for u in range(self.rows):
                     self._write(region, place, u, self._type(kind, vec), value.name)
-            return []
+                return []
 
-        self.fn.loop("0", str(self.repeat), 1, [], each)
+            self.fn.loop("0", str(repeat), 1, [], each)
 
     # ── the life of a state ───────────────────────────────────────────────────────────────────────
 
     def reserve(self) -> None:
         """Take scratch memory, once per kernel."""
         if self.in_memory:
-            self._memory = [
-                self.kernel.region(self.repeat * self.rows, self.kernel.vector_bytes) for _ in self.kinds
-            ]
+            self._memory = [self.kernel.region(r * self.rows, self.kernel.vector_bytes) for r in self.repeats]
         if self.compensated:
-            words = len(self.kinds) * (2 if self.carried else 1)
-            self._totals = [
-                self.kernel.region(self.repeat * self.rows, self.shape.lanes * 8) for _ in range(words)
-            ]
-
+            repeats = self.repeats * (2 if self.carried else 1)
+            self._totals = [self.kernel.region(r * self.rows, self.shape.lanes * 8) for r in repeats]
         if self.two_level:
             self._slabs = [self.kernel.region(self.rows, self.kernel.vector_bytes) for _ in self.kinds]
 
@@ -138,19 +138,18 @@ class State:
         if self.in_memory:
             self._fill(self._memory, self.vec, self._identity(self.vec))
 
+    def begin_strip(self, first: str) -> None:
+        """A strip of columns begins: of long terms, the pairs come first and the components after."""
+
+    def end_strip(self, first: str, end: str) -> None:
+        """The pairs of the strip are done."""
+
     def prepare(self, width: int) -> None:
         """Compute the terms of the block of columns at hand."""
-        if self.terms.loop:
-            for n in (*self.terms.value, *self.terms.weight):
-                self.kernel.hoist(n)
-        else:
-            self._ready = [[self._term(u, q) for q in range(width)] for u in range(self.rows)]
+        self._ready = [[self._term(u, q) for q in range(width)] for u in range(self.rows)]
 
     def accumulate(self, state: Sequence[str], width: int) -> list[str]:
         """The carried values after the block of columns at hand."""
-        if self.terms.loop:
-            self._each_component(self.terms.loop, width)
-            return []
         if self.listed:
             for u in range(self.rows):
                 for c in range(self.dim):
@@ -164,25 +163,6 @@ class State:
 
     def _term(self, u: int, q: int) -> list[Value]:
         return [self.kernel.get(n, u, q) for n in (*self.terms.value, *self.terms.weight)]
-
-    def _each_component(self, loop: Loop, width: int) -> None:
-        """The components of F one after the other, their states in memory."""
-
-        def step(k: str, _: list[str]) -> list[str]:
-            with self.kernel.frame(loop, k):
-                terms = [[self._term(u, q) for q in range(width)] for u in range(self.rows)]
-                for u in range(self.rows):
-                    if self.rule.listed:
-                        self._push(u, self.fn.let(f"mul i64 {k}, {self.listed}"), 0, terms[u])
-                        continue
-                    types = [self._type(kind) for kind in self.kinds]
-                    pairs = list(zip(self._memory, types, strict=True))
-                    old = [self._read(region, k, u, t) for region, t in pairs]
-                    for (region, t), value in zip(pairs, self._updated(old, terms[u]), strict=True):
-                        self._write(region, k, u, t, value)
-            return []
-
-        self.fn.loop("0", str(loop.extent), 1, [], step)
 
     # ── the rules ─────────────────────────────────────────────────────────────────────────────────
 
@@ -302,31 +282,22 @@ class State:
 
     def _into_totals(self, state: Sequence[str]) -> None:
         count = len(self.kinds)
+        for u in range(self.rows):
+            self._merge_total("0", u, state[u * count : (u + 1) * count])
 
-        def merge(place: str, u: int, tile: Sequence[str]) -> None:
-            totals = [Value(self._read(t, place, u, self.wide.f), "f") for t in self._totals[:count]]
-            parts = [Value(self._widened(name), "f") for name in tile]
-            if self.carried:
-                for c, (total, part) in enumerate(zip(totals, parts, strict=True)):
-                    self._two_sum(place, u, c, total.name, part.name)
-                return
-            merged = run_rule(
-                self.wide, totals + parts, lambda a: self.rule.merge(tuple(a[:count]), tuple(a[count:]))
-            )
-            for region, value in zip(self._totals, merged, strict=True):
-                self._write(region, place, u, self.wide.f, value.name)
-
-        if not self.in_memory:
-            for u in range(self.rows):
-                merge("0", u, state[u * count : (u + 1) * count])
+    def _merge_total(self, place: str, u: int, tile: Sequence[str]) -> None:
+        count = len(self.kinds)
+        totals = [Value(self._read(t, place, u, self.wide.f), "f") for t in self._totals[:count]]
+        parts = [Value(self._widened(name), "f") for name in tile]
+        if self.carried:
+            for c, (total, part) in enumerate(zip(totals, parts, strict=True)):
+                self._two_sum(place, u, c, total.name, part.name)
             return
-
-        def each(place: str, _: list[str]) -> list[str]:
-            for u in range(self.rows):
-                merge(place, u, [self._read(m, place, u, self.shape.f) for m in self._memory])
-            return []
-
-        self.fn.loop("0", str(self.repeat), 1, [], each)
+        merged = run_rule(
+            self.wide, totals + parts, lambda a: self.rule.merge(tuple(a[:count]), tuple(a[count:]))
+        )
+        for region, value in zip(self._totals, merged, strict=True):
+            self._write(region, place, u, self.wide.f, value.name)
 
     def _widened(self, name: str) -> str:
         if self.shape.scalar == "double":
@@ -350,29 +321,29 @@ class State:
 
     def leave(self, state: Sequence[str]) -> None:
         """Write the states of the task out, one row of `out` per repeat."""
-        count = len(self.kinds)
+        for c, (kind, repeat) in enumerate(zip(self.kinds, self.repeats, strict=True)):
+            vec = self.wide if kind is Kind.WIDE else self.vec
 
-        def finished(place: str, c: int, u: int) -> str:
-            kind = self.kinds[c]
-            if not self.compensated:
-                if self.in_memory:
-                    return self._read(self._memory[c], place, u, self._type(kind))
-                return state[u * count + c]
-            total = self._read(self._totals[c], place, u, self.wide.f)
-            if self.carried:
-                carry = self._read(self._totals[count + c], place, u, self.wide.f)
-                total = self.fn.let(f"fadd {self.wide.f} {total}, {carry}")
-            if self.rule.additive and (factor := self.terms.factor[c]) is not None:
-                total = self.wide.binary("fmul", total, self._widened(self.kernel.get(factor, u).name))
-            if kind is Kind.VALUE and self.shape.scalar == "float":
-                return self.fn.let(f"fptrunc {self.wide.f} {total} to {self.shape.f}")
-            return total
-
-        def each(place: str, _: list[str]) -> list[str]:
-            for c, kind in enumerate(self.kinds):
-                vec = self.wide if kind is Kind.WIDE else self.vec
+            def each(place: str, _: list[str], c: int = c, kind: Kind = kind, vec: Vec = vec) -> list[str]:
                 for u in range(self.rows):
-                    self.kernel.store(self.first + c, u, finished(place, c, u), self._type(kind, vec), place)
-            return []
+                    value = self._finished(state, place, c, u)
+                    self.kernel.store(self.first + c, u, value, self._type(kind, vec), place)
+                return []
 
-        self.fn.loop("0", str(self.repeat), 1, [], each)
+            self.fn.loop("0", str(repeat), 1, [], each)
+
+    def _finished(self, state: Sequence[str], place: str, c: int, u: int) -> str:
+        kind, count = self.kinds[c], len(self.kinds)
+        if not self.compensated:
+            if self.in_memory:
+                return self._read(self._memory[c], place, u, self._type(kind))
+            return state[u * count + c]
+        total = self._read(self._totals[c], place, u, self.wide.f)
+        if self.carried:
+            carry = self._read(self._totals[count + c], place, u, self.wide.f)
+            total = self.fn.let(f"fadd {self.wide.f} {total}, {carry}")
+        if self.rule.additive and (factor := self.terms.factor[c]) is not None:
+            total = self.wide.binary("fmul", total, self._widened(self.kernel.get(factor, u).name))
+        if kind is Kind.VALUE and self.shape.scalar == "float":
+            return self.fn.let(f"fptrunc {self.wide.f} {total} to {self.shape.f}")
+        return total
