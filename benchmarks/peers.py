@@ -316,6 +316,14 @@ def pykeops_peer(w: Workload, p: Points) -> Call:
     return lambda: lines(pykeops.numpy, w, p)
 
 
+def pykeops_loops(w: Workload, p: Points) -> Call:
+    import pykeops.numpy
+
+    from benchmarks.loops import alone
+
+    return lambda: alone(pykeops.numpy, w, p)
+
+
 def sklearn_peer(w: Workload, p: Points) -> Call:
     from sklearn.metrics import pairwise_distances_argmin
     from sklearn.neighbors import NearestNeighbors
@@ -425,6 +433,7 @@ def is_plain(w: Workload) -> bool:
 PEERS = (
     Peer("pykeops", "pykeops", ALL, pykeops_peer),
     Peer("pykeops, native", "pykeops, native", ALL, pykeops_peer),
+    Peer("pykeops loops", "pykeops", ("sinkhorn", "conjugate"), pykeops_loops),
     Peer("numpy", "numpy", ALL, numpy_peer),
     Peer("torch", "torch", ALL, torch_peer),
     Peer("torch autograd", "torch", ("gradient",), torch_autograd),

@@ -94,6 +94,7 @@ def program(function: Any) -> Any:
     arrays. What is recorded is data; no code of yours runs on a server. See docs/loops.md.
 
     deadline_s, keep   of the call: give up after so many seconds; leave the results there, as handles
+    watch              of the call: a function that is shown the results as they stand, once a second
     .submit(…)         the same without waiting
     .__wrapped__(…)    the function as it stands, call by call
 

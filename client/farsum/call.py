@@ -27,6 +27,7 @@ from farsum_kernels.errors import (
     WireError,
 )
 from farsum_kernels.job import ArrayRef, Options, Outlook, Result
+from farsum_kernels.program import Value
 from farsum_proto import tensor, wire
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Call:
         arrays: tuple[Array | Handle, ...],
         dtypes: tuple[str, ...],
         options: Options,
+        results: tuple[Value, ...] = (),
     ) -> None:
         self._engine = engine
         self._session = engine.session
@@ -86,6 +88,7 @@ class Call:
         self._arrays = arrays
         self._dtypes = dtypes
         self._options = options
+        self._results = results  # of a program, to be watched
         self._keep = self._session.token() if options.keep else b""
         self._digests: list[bytes] = []
         self._cancellation: Cancellation | None = None
@@ -143,11 +146,12 @@ class Call:
                 self._form,
                 self._contents(missing),
                 self._left(),
-                self._options.progress is not None,
+                self._options.progress is not None or self._options.watch is not None,
                 keep=self._keep,
+                watch_s=0.0 if self._options.watch is None else self._options.watch_s,
             )
             attach = self._cancellation.attach if self._cancellation else None
-            reply = self._session.ask(request, self._options.progress, attach)
+            reply = self._session.ask(request, self._tell if request.progress else None, attach)
             if isinstance(reply, wire.Outputs):
                 values = self._kept(reply.values) if self._keep else tuple(map(self._fetch, reply.values))
                 if self._options.progress:
@@ -162,6 +166,17 @@ class Call:
             f"{self._session.target} dropped arrays of this job {MAX_ASKS} times before it could start: "
             f"its store is too small for what is asked of it"
         )
+
+    def _tell(self, progress: wire.Progress) -> None:
+        if self._options.progress:
+            self._options.progress(progress.share)
+        if self._options.watch and len(progress.values) == len(self._results) > 0:
+            self._options.watch(
+                tuple(
+                    np.frombuffer(data, value.dtype).reshape(value.shape)
+                    for value, data in zip(self._results, progress.values, strict=True)
+                )
+            )
 
     def _contents(self, missing: frozenset[bytes]) -> tuple[wire.Content, ...]:
         """Digests; with bytes where they are tiny, or small and missing on the server."""

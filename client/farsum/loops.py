@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from math import isfinite, isnan, prod
 from typing import Any
 
@@ -32,17 +33,29 @@ class RecordedFunction:
     def __get__(self, owner: Any, kind: Any = None) -> Any:
         return self if owner is None else functools.partial(self, owner)
 
-    def __call__(self, *args: Any, deadline_s: float | None = None, keep: bool = False, **named: Any) -> Any:
+    def __call__(
+        self,
+        *args: Any,
+        deadline_s: float | None = None,
+        keep: bool = False,
+        watch: Callable[[Any], object] | None = None,
+        watch_s: float = 1.0,
+        **named: Any,
+    ) -> Any:
         """The result of the function on these arrays, computed as one job.
 
         deadline_s   give up after so many seconds
         keep         leave the results where they are computed, and give handles to them
+        watch        called with the results as they stand every watch_s seconds, NaN where they are not there yet;
+                     from a server up to 4 MiB
 
         Raises what the function raises while it is recorded; SolverDidNotConverge, whose iterate holds the results
         as they stood, when the measure of a loop is NaN.
         """
         program, arrays, shape = self.recorded(*args, **named)
         options = progress.options(deadline_s, keep)
+        if watch is not None:
+            options = replace(options, watch=lambda values: watch(shape(values, False)), watch_s=watch_s)
         try:
             return shape(_run(program, arrays, options).values, keep)
         except SolverDidNotConverge as error:

@@ -343,16 +343,26 @@ class Recorded(Handle):
         self.check()
         lazy = self.lazy()
         if axis not in (0, -2):
-            lazy = lazy._apply(reduction) if lazy.expr.dim > 1 else lazy
+            if lazy.expr.dim > 1:
+                lazy = _with_nan(lazy._apply(reduction), (lazy != lazy).sum(-1), reduction)
             if axis is not None:
                 return self._of(lazy)  # type: ignore[no-any-return]
         if lazy.ni is None:  # one row
             return self._of(lazy)  # type: ignore[no-any-return]
-        return lazy._reduce(reduction, 0)  # type: ignore[no-any-return]
+        found = lazy._reduce(reduction, 0)
+        if reduction == "Sum":
+            return found  # type: ignore[no-any-return]
+        missing = (lazy != lazy)._reduce("Sum", 0)
+        return self._of(_with_nan(found.lazy(), missing.lazy(), reduction))  # type: ignore[no-any-return]
+
+
+def _with_nan(extremum: Any, missing: Any, reduction: str) -> Any:
+    """An extremum that is NaN where some number was, as in NumPy: the reductions of formulas skip them."""
+    return extremum if reduction == "Sum" else (0.5 - missing).ifelse(extremum, float("nan"))
 
 
 def _maximum(a: Any, b: Any) -> Any:
-    return _as_recorded(a, b)._with("__sub__", b)._with("ifelse", a, b)
+    return _or_nan(a, _as_recorded(a, b)._with("__sub__", b)._with("ifelse", a, b))
 
 
 def _as_recorded(a: Any, b: Any) -> Recorded:
@@ -362,7 +372,14 @@ def _as_recorded(a: Any, b: Any) -> Recorded:
 
 
 def _minimum(a: Any, b: Any) -> Any:
-    return _as_recorded(a, b)._with("__sub__", b)._with("ifelse", b, a)
+    return _or_nan(a, _as_recorded(a, b)._with("__sub__", b)._with("ifelse", b, a))
+
+
+def _or_nan(a: Any, chosen: Recorded) -> Any:
+    """What was chosen, NaN where a is; where b is, it was chosen."""
+    if not isinstance(a, Recorded):
+        return chosen
+    return (0.5 - a._with("__ne__", a))._with("ifelse", chosen, a)
 
 
 def _binary(method: str) -> Callable[[Any, Any], Any]:

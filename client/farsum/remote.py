@@ -205,7 +205,8 @@ class RemotePrepared:
         else:
             own = {n: _ordered(arrays[n]) for n in (*self.spec.inputs, *RANGES) if n in arrays}
             dtypes = tuple("int64" if n in RANGES else self.spec.dtype for n in own)
-        return Call(self._engine, self._form(own), tuple(own.values()), dtypes, options)
+        results = self.spec.results if isinstance(self.spec, Program) else ()
+        return Call(self._engine, self._form(own), tuple(own.values()), dtypes, options, results)
 
     def run(self, arrays: Mapping[int, Any], options: Options = Options()) -> Result:
         """Evaluate on the server and wait. Ctrl-C cancels there too.

@@ -98,11 +98,11 @@ class Pending:
 
     __slots__ = ("expired", "id", "on_progress", "outcome", "ready", "share", "waiting")
 
-    def __init__(self, id_: int, on_progress: Callable[[float], None] | None) -> None:
+    def __init__(self, id_: int, on_progress: Callable[[wire.Progress], None] | None) -> None:
         self.id = id_
         self.on_progress = on_progress
         self.outcome: wire.Reply | wire.Failure | Lost | None = None
-        self.share: float | None = None
+        self.share: wire.Progress | None = None
         # Set when there is something for this thread, or when it is to read in place of another.
         self.ready: threading.Event | None = None
         self.waiting = False
@@ -225,8 +225,9 @@ class Stream:
         with self._lock:
             pending = self._pending.get(id_)
             match message:
-                case wire.Progress(share) if pending:
-                    pending.share = share
+                case wire.Progress(share, values) if pending:
+                    last = pending.share.values if pending.share else ()
+                    pending.share = wire.Progress(share, values or last)
                 case wire.Outputs() | wire.Need() | wire.Outlook() | wire.Failure() if pending:
                     pending.outcome = message
                     del self._pending[id_]
@@ -339,7 +340,7 @@ class Session:
     def ask(
         self,
         request: wire.Request,
-        on_progress: Callable[[float], None] | None = None,
+        on_progress: Callable[[wire.Progress], None] | None = None,
         on_sent: Callable[[Callable[[], None]], None] | None = None,
     ) -> wire.Reply:
         """Send a job and wait for its answer.
@@ -355,7 +356,7 @@ class Session:
         self,
         message: Callable[[int], bytes],
         deadline_s: float | None = None,
-        on_progress: Callable[[float], None] | None = None,
+        on_progress: Callable[[wire.Progress], None] | None = None,
         on_sent: Callable[[Callable[[], None]], None] | None = None,
     ) -> wire.Reply:
         stream = self.stream()

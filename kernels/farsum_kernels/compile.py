@@ -4,26 +4,92 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from farsum_kernels.job import Spec
-from farsum_kernels.plan import Machine
-
-if TYPE_CHECKING:
-    from farsum_kernels.backends.cpu.launch import Kernel
+from farsum_kernels.errors import DeviceMissing
+from farsum_kernels.job import Extent, Spec
+from farsum_kernels.plan import Plan
 
 KERNELS_KEPT = 512
 
 
+class Launch(Protocol):
+    """A job on its way over a device, slice by slice."""
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """The plan in words."""
+        ...
+
+    def step(self) -> float:
+        """Run the next slice; gives the finished share."""
+        ...
+
+    def results(self, into: Sequence[Any] | None = None) -> tuple[Any, ...]:
+        """Merge and finish a job that is done."""
+        ...
+
+
+class Kernel(Protocol):
+    """A compiled reduction. Holds no data; any number of launches may use it at once."""
+
+    def plan(self, extent: Extent) -> Plan[Any]:
+        """How a job of these sizes would be cut up."""
+        ...
+
+    def check_indices(self, extent: Extent) -> None:
+        """Raise FormulaTooLarge when rows cannot be counted on this device."""
+        ...
+
+    def launch(self, arrays: Mapping[int, Any], extent: Extent) -> Launch:
+        """Bind arrays of the right shapes and dtype."""
+        ...
+
+
+class Backend(Protocol):
+    """A device that reductions are compiled for.
+
+    name      of the device, for people
+    kind      "cpu" or "cuda"
+    threads   threads of the host that a job may use
+    """
+
+    name: str
+    kind: str
+    threads: int
+
+    def compile(self, spec: Spec) -> Kernel:
+        """The kernel of a reduction, made anew."""
+        ...
+
+
+def backend_for(device: str, threads: int | None = None) -> Backend:
+    """The backend of "cpu", or of "cuda:0" and so on.
+
+    Raises EngineMissing when it is not installed, DeviceMissing when there is no such device.
+    """
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and (number or "0").isdecimal():
+        from farsum_kernels.backends.cuda.backend import CudaBackend
+
+        return CudaBackend(int(number or 0))
+    if device == "cpu":
+        from farsum_kernels.backends.cpu.backend import CpuBackend
+
+        return CpuBackend(threads)
+    raise DeviceMissing(f"device {device!r} is not known; there are 'cpu' and 'cuda:0', 'cuda:1', …")
+
+
 class Compiler:
-    """Compiles reductions for one machine and keeps the ones used last.
+    """Compiles reductions for one device and keeps the ones used last.
 
     Two threads that ask for one reduction at once share one compilation; a failure is not kept.
     """
 
-    def __init__(self, machine: Machine, kept: int = KERNELS_KEPT) -> None:
-        self.machine = machine
+    def __init__(self, backend: Backend, kept: int = KERNELS_KEPT) -> None:
+        self._backend = backend
         self._kept = kept
         self._lock = threading.Lock()
         self._kernels: OrderedDict[bytes, Future[Kernel]] = OrderedDict()
@@ -43,10 +109,8 @@ class Compiler:
                     self._kernels.popitem(last=False)
         if held:
             return held.result()
-        from farsum_kernels.backends.cpu.launch import Kernel
-
         try:
-            mine.set_result(Kernel(spec, self.machine))
+            mine.set_result(self._backend.compile(spec))
         except BaseException as error:
             with self._lock:
                 self._kernels.pop(spec.digest, None)

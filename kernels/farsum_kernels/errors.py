@@ -31,6 +31,11 @@
     ├── Cancelled
     ├── WorkerDied                           the process that ran the job ended under it
     ├── EngineMissing (ImportError, KeyError) no engine is installed and no target is set
+    ├── DeviceMissing (RuntimeError)         no such GPU here, or its driver does not answer
+    │   └── DriverTooOld                     the GPU's driver is older than the installed CUDA libraries
+    ├── CompilerMissing (ImportError)        the library that compiles for GPUs is not installed, or does not know the GPU
+    ├── DeviceFull (MemoryError)             the GPU has no room for the job, however it is cut up
+    ├── DeviceFault (RuntimeError)           a kernel faulted; the process can no longer use that GPU
     ├── PykeopsLoaded (RuntimeError)         the real pykeops is imported already
     ├── UnsafeBind (ValueError)              an address that would serve strangers unprotected
     └── InternalError                        our fault; the server's log has the story
@@ -248,6 +253,32 @@ class EngineMissing(FarsumError, ImportError, KeyError):
     """No target is set and no engine is installed in this environment."""
 
     status = Status.INCOMPATIBLE
+
+
+class DeviceMissing(FarsumError, RuntimeError):
+    """There is no such GPU in this machine, or its driver does not answer."""
+
+    status = Status.INCOMPATIBLE
+
+
+class DriverTooOld(DeviceMissing):
+    """The GPU's driver is older than the CUDA libraries that are installed."""
+
+
+class CompilerMissing(FarsumError, ImportError):
+    """NVRTC, which compiles for GPUs, is not installed, or is too old for this one."""
+
+    status = Status.INCOMPATIBLE
+
+
+class DeviceFull(FarsumError, MemoryError):
+    """The GPU has no room for the arrays and the partial results of a job, however the job is cut up."""
+
+    status = Status.BUSY
+
+
+class DeviceFault(FarsumError, RuntimeError):
+    """A kernel faulted on the GPU, which ends what this process can do there. A server starts a new worker."""
 
 
 class PykeopsLoaded(FarsumError, RuntimeError):

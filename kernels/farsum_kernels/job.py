@@ -51,11 +51,15 @@ class Options:
     progress     called with the finished share, 0 to 1, from the thread that waits
     keep         leave the results where they are computed. A server gives handles then; what is computed in
                  this process is here anyway
+    watch        called with the results of a program as they stand, NaN where they are not there yet, from the
+                 thread that waits, every watch_s seconds at most
     """
 
     deadline_s: float | None = None
     progress: Callable[[float], None] | None = None
     keep: bool = False
+    watch: Callable[[tuple[Any, ...]], object] | None = None
+    watch_s: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, prod
+from typing import Generic, Protocol, TypeVar
 
 from farsum_kernels.formula.lower import Program, Terms
 from farsum_kernels.formula.reductions import Kind, Reduction
@@ -69,11 +70,21 @@ class Layout:
         return self.lanes * self.rows
 
 
+class Rows(Protocol):
+    """Of any layout: the rows of one task."""
+
+    @property
+    def task_rows(self) -> int: ...
+
+
+L = TypeVar("L", bound=Rows)
+
+
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Generic[L]):
     """One job on one machine.
 
-    layout    what the kernel was compiled for
+    layout    what the kernel was compiled for, in the terms of its backend
     splits    parts that the reduced axis is cut into, merged in order
     threads   threads that pull tasks
     slices    cancel and deadline are looked at this often, and other jobs may run in between
@@ -82,7 +93,7 @@ class Plan:
     flops     additions, multiplications and their like, in all pairs
     """
 
-    layout: Layout
+    layout: L
     splits: int
     threads: int
     slices: int
@@ -157,7 +168,7 @@ def _pairwise(program: Program, n: int) -> bool:
     return sum(not isinstance(s, Loop) for s in program.scopes[n]) == 2
 
 
-def plan_for(layout: Layout, extent: Extent, work_per_pair: float, machine: Machine) -> Plan:
+def plan_for(layout: Layout, extent: Extent, work_per_pair: float, machine: Machine) -> Plan[Layout]:
     """Cut a job into tasks, splits and slices."""
     batches = prod(extent.batch)
     row_tiles = ceil(extent.m / layout.task_rows)
@@ -178,7 +189,9 @@ def plan_for(layout: Layout, extent: Extent, work_per_pair: float, machine: Mach
     return Plan(layout, splits, threads, slices, tasks, extent.pairs, work)
 
 
-def plan_for_ranges(dense: Plan, tasks: int, pairs: int, work_per_pair: float, machine: Machine) -> Plan:
+def plan_for_ranges(
+    dense: Plan[Layout], tasks: int, pairs: int, work_per_pair: float, machine: Machine
+) -> Plan[Layout]:
     """The plan of a block-sparse job: its tasks are given, only threads and slices are chosen."""
     work = pairs * work_per_pair
     threads = 1 if work < ALONE * dense.layout.lanes else machine.threads

@@ -71,6 +71,8 @@ MAX_HEADER_BYTES = 4096
 MAX_ERROR_CHARS = 2000
 # The last so many norms go with an iteration that gave up.
 MAX_RESIDUALS = 1 << 16
+# Results that are watched come whole in one message.
+MAX_WATCHED_BYTES = 4 << 20
 DIGEST_BYTES = 32
 # A token holds arrays on a server: the holder that a client named in its Hello, and a number of its own.
 HOLDER_BYTES = 8
@@ -270,6 +272,15 @@ def check_contents(form: Form, contents: tuple[Content, ...]) -> None:
             _check_digest(content.digest)
 
 
+def check_watched(form: Form) -> None:
+    """Raise MessageTooLarge for results that are too large to be watched."""
+    nbytes = sum(face.nbytes for face in form.outputs)
+    if nbytes > MAX_WATCHED_BYTES:
+        raise MessageTooLarge(
+            f"the results take {nbytes} bytes; up to {MAX_WATCHED_BYTES} can be watched while they are computed"
+        )
+
+
 def encode_upload(upload: Upload) -> bytes:
     ref = upload.ref
     return pb.UploadHeader(
@@ -340,6 +351,7 @@ class Request:
     progress: bool = False
     outlook: bool = False
     keep: bytes = b""  # a token: the results stay on the server, held by it
+    watch_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,6 +424,8 @@ def _fill(message: pb.ReduceRequest, request: Request) -> None:
         message.outlook = True
     if request.keep:
         message.keep = request.keep
+    if request.watch_s:
+        message.watch_s = request.watch_s
 
 
 def encode_request(request: Request) -> bytes:
@@ -433,7 +447,11 @@ def _request(message: pb.ReduceRequest) -> Request:
         [Content(c.digest, c.inline if c.HasField("inline") else None) for c in message.contents]
     )
     keep = _check_token(message.keep)
-    return Request(message.form, contents, deadline or None, message.progress, message.outlook, keep)
+    if not 0 <= message.watch_s < math.inf:
+        raise WireError(f"to watch every {message.watch_s} seconds means nothing")
+    return Request(
+        message.form, contents, deadline or None, message.progress, message.outlook, keep, message.watch_s
+    )
 
 
 def decode_request(data: bytes) -> Request:
@@ -572,7 +590,10 @@ class Residency:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
+    """How far a job is, and if they are watched and it is time, the bytes of its results as they stand."""
+
     share: float
+    values: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -688,8 +709,8 @@ def encode_answer(id_: int, reply: Reply) -> bytes:
     return pb.ServerMessage(id=id_, reply=_outcome(reply)).SerializeToString()
 
 
-def encode_progress(id_: int, share: float) -> bytes:
-    return pb.ServerMessage(id=id_, progress=pb.Progress(share=share)).SerializeToString()
+def encode_progress(id_: int, share: float, values: tuple[bytes, ...] = ()) -> bytes:
+    return pb.ServerMessage(id=id_, progress=pb.Progress(share=share, values=values)).SerializeToString()
 
 
 def encode_failure(id_: int, error: FarsumError) -> bytes:
@@ -706,7 +727,7 @@ def decode_server(data: bytes) -> tuple[int, Welcome | Reply | Progress | Failur
         case "reply":
             return message.id, _reply(message.reply)
         case "progress":
-            return message.id, Progress(message.progress.share)
+            return message.id, Progress(message.progress.share, tuple(message.progress.values))
         case "error":
             error = message.error
             return message.id, Failure(error_named(error.name, error.message), error.retry_after_s)
@@ -820,6 +841,7 @@ class Start:
     outlook: bool = False
     digests: tuple[bytes, ...] = ()
     keep: bool = False
+    watch_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -840,6 +862,7 @@ class Ready:
 @dataclass(frozen=True, slots=True)
 class Progressed:
     share: float
+    values: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -862,6 +885,8 @@ def encode_action(job: int, action: Start | Step | Drop) -> bytes:
                 start.outlook = True
             if action.keep:
                 start.keep = True
+            if action.watch_s:
+                start.watch_s = action.watch_s
             if action.outputs:
                 start.outputs.extend(action.outputs)
             for place, digest in zip_longest(action.places, action.digests, fillvalue=b""):
@@ -887,7 +912,7 @@ def decode_action(data: bytes) -> tuple[int, Start | Step | Drop]:
             places = tuple([p.offset if p.HasField("offset") else p.inline for p in start.places])
             digests = tuple([p.digest for p in start.places])
             return message.job, Start(
-                start.form, places, tuple(start.outputs), start.outlook, digests, start.keep
+                start.form, places, tuple(start.outputs), start.outlook, digests, start.keep, start.watch_s
             )
         case "step":
             return message.job, Step()
@@ -902,8 +927,9 @@ def encode_event(job: int, event: Ready | Progressed | Finished | Failure) -> by
         case Ready(device):
             ready = message.ready
             ready.name, ready.kind, ready.threads = device.name, device.kind, device.threads
-        case Progressed(share):
+        case Progressed(share, values):
             message.progressed.share = share
+            message.progressed.values.extend(values)
         case Finished(values, plan, digests, stopped):
             message.finished.values.extend(values)
             message.finished.plan = plan
@@ -920,7 +946,7 @@ def decode_event(data: bytes) -> tuple[int, Ready | Progressed | Finished | Fail
     message = _parse(wpb.Event(), data)
     match message.WhichOneof("body"):
         case "progressed":
-            return message.job, Progressed(message.progressed.share)
+            return message.job, Progressed(message.progressed.share, tuple(message.progressed.values))
         case "finished":
             done = message.finished
             stopped = _stopped(done.stopped) if done.HasField("stopped") else None

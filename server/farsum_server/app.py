@@ -87,7 +87,11 @@ class App:
         listener = _listen(self._settings.http_host, self._settings.http_port)
         metrics = Metrics(package_version())
         daemon = Daemon(
-            self._settings.limits, metrics, threads=self._settings.threads or None, worker=self._worker
+            self._settings.limits,
+            metrics,
+            threads=self._settings.threads or None,
+            devices=self._settings.device.split(","),
+            worker=self._worker,
         )
         grpc_server = GrpcServer(daemon, package_version(), reflection=self._settings.reflection)
         http = _Uvicorn(uvicorn.Config(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -48,6 +48,7 @@ RESTART_PAUSES_S = (0.0, 0.5, 2.0, 10.0, 30.0)
 # A worker that lived this long was healthy, and its successor starts without a pause.
 HEALTHY_S = 60.0
 
+OnProgress = Callable[[float, tuple[bytes, ...]], None]
 Answer = Callable[["wire.Reply | FarsumError"], None]
 
 
@@ -74,7 +75,7 @@ class _Job:
     blocks: list[int]  # regions of the results, when they are kept or too large to travel inline
     pins: list[Held]
     answer: Answer
-    on_progress: Callable[[float], None] | None
+    on_progress: OnProgress | None
     asked: float
     began: float | None = None
     timer: asyncio.TimerHandle | None = None
@@ -103,7 +104,7 @@ class Daemon:
         metrics: Metrics,
         *,
         threads: int | None = None,
-        workers: int = 1,
+        devices: Sequence[str] = ("cpu",),
         worker: str = WORKER,
     ) -> None:
         self._limits = limits
@@ -124,8 +125,12 @@ class Daemon:
         self._stopped = False
         self._ticker: asyncio.Task[None] | None = None
         self._devices = [
-            _Device(WorkerProcess(n, self._arena, self._event, self._lost, threads=threads, worker=worker))
-            for n in range(workers)
+            _Device(
+                WorkerProcess(
+                    n, self._arena, self._event, self._lost, threads=threads, worker=worker, device=device
+                )
+            )
+            for n, device in enumerate(devices)
         ]
         self._watch()
 
@@ -211,7 +216,7 @@ class Daemon:
         client: Client,
         request: wire.Request,
         answer: Answer,
-        on_progress: Callable[[float], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> int | None:
         """Take a job; `answer` is called once, now or later. Gives the id to cancel it by.
 
@@ -222,6 +227,8 @@ class Daemon:
             raise Draining("the server is stopping and takes no new work")
         form = self._forms.get(request.form)
         wire.check_contents(form, request.contents)
+        if request.watch_s:
+            wire.check_watched(form)
         if form.nbytes > self._limits.store_bytes:
             raise StoreFull(
                 f"the program holds {form.nbytes} bytes between its steps; this server allows {self._limits.store_bytes}"
@@ -244,7 +251,14 @@ class Daemon:
                 self._unpin(pins)
                 raise
             digests = tuple([content.digest for content in request.contents])
-            start = wire.Start(request.form, places, tuple(blocks), digests=digests, keep=bool(request.keep))
+            start = wire.Start(
+                request.form,
+                places,
+                tuple(blocks),
+                digests=digests,
+                keep=bool(request.keep),
+                watch_s=request.watch_s,
+            )
         self._next_job += 1
         job = _Job(
             self._next_job, client, form, start, blocks, pins, answer, on_progress if request.progress else None,
@@ -393,9 +407,9 @@ class Daemon:
         device.job = None
         job = self._jobs[job_id]
         match event:
-            case wire.Progressed(share):
+            case wire.Progressed(share, values):
                 if job.on_progress and not job.settled:
-                    job.on_progress(share)
+                    job.on_progress(share, values)
                 self._handle(queue.Progressed(job_id, share))
             case wire.Finished():
                 outcome = None if job.settled else self._outcome(job, event)

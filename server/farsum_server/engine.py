@@ -5,6 +5,7 @@ A small job runs on the calling thread from start to end.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from farsum_server.programs import ProgramRun
 from farsum_server.worker import Run, Worker
 
 if TYPE_CHECKING:
-    from farsum_kernels.backends.cpu.launch import Kernel
+    from farsum_kernels.compile import Kernel
 
 MAX_PREPARED = 256
 
@@ -27,12 +28,16 @@ MAX_PREPARED = 256
 class LocalEngine:
     """Implements farsum_kernels.job.Engine with a worker in process.
 
-    Raises EngineMissing when the CPU backend is not installed.
+    device   "cpu", or "cuda:0" and so on; by default FARSUM_DEVICE, else "cpu": never a silent switch
+
+    Raises EngineMissing when its backend is not installed, DeviceMissing when there is no such device.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, device: str | None = None) -> None:
         try:
-            self.worker = Worker(threads)
+            self.worker = Worker(threads, device or os.environ.get("FARSUM_DEVICE") or "cpu")
+        except EngineMissing:
+            raise
         except ImportError as error:
             raise EngineMissing(
                 "no engine in this environment: install one with `pip install 'farsum[cpu]'`, or connect to a "
@@ -82,7 +87,7 @@ class LocalPrepared:
         Raises DeadlineExceeded between two slices, once the deadline has passed.
         """
         run = self._start(arrays)
-        if options.deadline_s is not None or options.progress is not None:
+        if options.deadline_s is not None or options.progress or options.watch:
             self._watch(run, options)
         else:
             while run.step() < 1.0:
@@ -96,10 +101,13 @@ class LocalPrepared:
     @staticmethod
     def _watch(run: Run | ProgramRun, options: Options) -> None:
         end = inf if options.deadline_s is None else time.monotonic() + options.deadline_s
-        share = 0.0
+        share, watched = 0.0, time.monotonic() + options.watch_s
         while time.monotonic() < end and (share := run.step()) < 1.0:
             if options.progress:
                 options.progress(share)
+            if options.watch and isinstance(run, ProgramRun) and time.monotonic() >= watched:
+                watched = time.monotonic() + options.watch_s
+                options.watch(tuple(value.copy() for value in run.peek()))
         gave_up = isinstance(run, ProgramRun) and run.failure is not None
         if share < 1.0 or (gave_up and time.monotonic() > end):
             raise DeadlineExceeded(

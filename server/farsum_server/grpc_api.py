@@ -103,9 +103,9 @@ class Session:
             self._put(data)
             metrics.answered("Reduce", code, time.perf_counter() - started)
 
-        def progress(share: float) -> None:
+        def progress(share: float, values: tuple[bytes, ...]) -> None:
             if len(self._outbox) < MAX_OUTBOX:
-                self._put(wire.encode_progress(id_, share))
+                self._put(wire.encode_progress(id_, share, values))
 
         if id_ in self._jobs:
             raise WireError(f"request {id_} is under way already")

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,7 +25,7 @@ import structlog
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from farsum_kernels.errors import FarsumError, InternalError
+from farsum_kernels.errors import DeviceFault, FarsumError, InternalError
 from farsum_proto import wire
 from farsum_proto.tensor import held_as
 from farsum_server.arena import Arena
@@ -84,6 +85,8 @@ class _Started(NamedTuple):
     run: Run
     outputs: list[NDArray[Any]] | None
     keep: bool
+    watch_s: float
+    seen: list[float]  # when its results were last looked at
 
 
 class Performer:
@@ -109,6 +112,10 @@ class Performer:
                 case wire.Start():
                     self._runs[job] = self._start(action)
             return self._slice(job)
+        except DeviceFault:
+            # Nothing works on that device any more for this process: its successor does this job and all others.
+            log.exception("the device is lost", request=f"job-{job}")
+            raise
         except FarsumError as error:
             self._runs.pop(job, None)
             return wire.Failure(error)
@@ -133,7 +140,7 @@ class Performer:
         outputs = list(map(self._array, form.outputs, start.outputs)) if start.outputs else None
         digests = {n: digest for n, digest in zip(form.indices, start.digests, strict=True) if digest}
         run = self._worker.start(form.spec, arrays, outputs, digests)
-        return _Started(run, outputs, start.keep)
+        return _Started(run, outputs, start.keep, start.watch_s, [time.monotonic()])
 
     def _outlook(self, start: wire.Start) -> wire.Finished:
         form = self._forms.get(start.form)
@@ -146,7 +153,7 @@ class Performer:
     def _slice(self, job: int) -> wire.Progressed | wire.Finished:
         started = self._runs[job]
         if (share := started.run.step()) < 1.0:
-            return wire.Progressed(share)
+            return wire.Progressed(share, _watched(started))
         values = started.run.finish()
         del self._runs[job]
         plan = wire.encode_plan(started.run.plan)
@@ -156,6 +163,15 @@ class Performer:
             return wire.Finished(tuple(v.tobytes() for v in values), plan, stopped=stopped)
         digests = tuple(map(_digest, started.outputs)) if started.keep else ()
         return wire.Finished((), plan, digests, stopped)
+
+
+def _watched(started: _Started) -> tuple[bytes, ...]:
+    """The results as they stand, if somebody watches and it is time; nothing of a job that is no program."""
+    peek, now = getattr(started.run, "peek", None), time.monotonic()
+    if not started.watch_s or peek is None or now < started.seen[0] + started.watch_s:
+        return ()
+    started.seen[0] = now
+    return tuple(value.tobytes() for value in peek())
 
 
 def _digest(array: NDArray[Any]) -> bytes:
@@ -187,6 +203,7 @@ def main() -> None:
     parser.add_argument("--arena-bytes", type=int, required=True)
     parser.add_argument("--worker", default=WORKER)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     # Ctrl-C and a service manager signal the whole group. The daemon drains; a worker ends when the
     # daemon closes the channel, or dies.
@@ -196,7 +213,7 @@ def main() -> None:
 
     configure_logs()
     module, _, name = args.worker.partition(":")
-    worker = getattr(importlib.import_module(module), name)(threads=args.threads)
+    worker = getattr(importlib.import_module(module), name)(threads=args.threads, device=args.device)
     performer = Performer(worker, Arena(args.arena, args.arena_bytes))
     with socket.socket(fileno=args.channel) as channel, suppress(BrokenPipeError, ConnectionResetError):
         serve(channel, performer, wire.Device(worker.name, worker.kind, worker.threads))
@@ -223,13 +240,20 @@ class WorkerProcess:
         *,
         threads: int | None = None,
         worker: str = WORKER,
+        device: str = "cpu",
     ) -> None:
         self.number = number
         self.starts = 0
         self._arena = arena
         self._on_event = on_event
         self._on_lost = on_lost
-        self._options = ["--worker", worker, *(["--threads", str(threads)] if threads else [])]
+        self._options = [
+            "--worker",
+            worker,
+            "--device",
+            device,
+            *(["--threads", str(threads)] if threads else []),
+        ]
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._joiner = Joiner()

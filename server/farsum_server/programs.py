@@ -26,7 +26,7 @@ from farsum_kernels.job import RANGES, Extent, Spec
 from farsum_kernels.program import Eigen, Loop, Method, Program, Solve, Step, cost_of
 
 if TYPE_CHECKING:
-    from farsum_kernels.backends.cpu.launch import Kernel
+    from farsum_kernels.compile import Kernel
 
 Array = NDArray[Any]
 Values = dict[str, Array]

@@ -58,6 +58,11 @@ class Settings(BaseSettings):
     http_port: int = Field(
         default=8080, ge=0, le=65535, description="port of health, metrics and info; 0 takes a free one"
     )
+    device: str = Field(
+        default="cpu",
+        pattern=r"^(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*$",
+        description="what computes: cpu, cuda:0, or several with commas between them, one worker each",
+    )
     threads: int = Field(default=0, ge=0, description="threads of one job; 0: all cores")
     store_bytes: int = Field(
         default=0, ge=0, description="memory for arrays and results; 0: two fifths of the machine's"

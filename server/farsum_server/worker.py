@@ -7,36 +7,31 @@ daemon. It never opens a socket and never decides who runs next.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
-from farsum_kernels.compile import Compiler
+from farsum_kernels.compile import Compiler, Kernel, backend_for
 from farsum_kernels.job import RANGES, Extent, Spec, check_arrays, extent_of
 from farsum_kernels.program import Program, cost_of
 from farsum_server.programs import ProgramRun
-
-if TYPE_CHECKING:
-    from farsum_kernels.backends.cpu.launch import Kernel
 
 Array = NDArray[Any]
 
 
 class Worker:
-    """One device, here the CPU.
+    """One device.
 
-    threads   threads that a job may use; None for all that this process may use
+    threads   threads that a job may use on the CPU; None for all that this process may use
+    device    "cpu", or "cuda:0" and so on
+
+    Raises EngineMissing, or ImportError, when the backend is not installed; DeviceMissing without the device.
     """
 
-    kind = "cpu"
-
-    def __init__(self, threads: int | None = None) -> None:
-        from farsum_kernels.backends.cpu import native
-
-        machine = native.machine(threads)
-        self._compiler = Compiler(machine)
-        self.name = native.host()[0]
-        self.threads = machine.threads
+    def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
+        backend = backend_for(device, threads)
+        self._compiler = Compiler(backend)
+        self.name, self.kind, self.threads = backend.name, backend.kind, backend.threads
 
     def kernel(self, spec: Spec) -> Kernel:
         """The compiled reduction, made now if it is new.

@@ -59,11 +59,16 @@ def both(function: Any, *args: Any, rtol: float = 1e-12) -> Any:
         lambda a, b: a * np.float64(2.5) + np.arange(90.0).reshape(30, 3),
         lambda a, b: np.linalg.norm(a) + b,
         lambda a, b: np.sum(a) * b + np.max(b) + np.mean(a),
+        lambda a, b: np.log(a - 0.5).max(axis=0, keepdims=True) + np.log(b - 0.6).min(axis=1, keepdims=True),
+        lambda a, b: np.log(a - 0.5).max() + b,
+        lambda a, b: np.maximum(np.log(a - 0.5), np.log(b - 0.6)) + np.minimum(np.log(b - 0.6), 0.1),
+        lambda a, b: np.log(a).min() + np.log(0 * b).max(),
         lambda a, b: a.astype("float32").astype("float64") + b,
     ],
 )
 def test_arithmetic_is_that_of_numpy(write: Any) -> None:
-    both(write, x, x[::-1] + 0.5)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        both(write, x, x[::-1] + 0.5)
 
 
 @pytest.mark.parametrize(

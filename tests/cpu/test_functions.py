@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import coefficients as derived
 from farsum_kernels.backends.cpu import coefficients, native
+from farsum_kernels.backends.cpu.backend import CpuBackend
 from farsum_kernels.backends.cpu.text import Function
 from farsum_kernels.backends.cpu.vector import LLVM, Shape, Value, Vec
 from farsum_kernels.compile import Compiler
@@ -116,13 +117,13 @@ COUNT = 200_000
 def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     """This machine; vectors of half the width without AVX-512; the same of a quarter without fused multiply-add."""
     if request.param == "native":
-        return Compiler(native.machine(1))
+        return Compiler(CpuBackend(1))
     monkeypatch.setattr(native, "has_scalef", lambda: False)
     if request.param == "half":
-        return Compiler(Machine(32, 16, 1))
+        return Compiler(CpuBackend(machine=Machine(32, 16, 1)))
     if "x86_64" in llvm.get_process_triple():
         monkeypatch.setattr(native, "host", lambda: ("x86-64-v2", ""))
-    return Compiler(Machine(16, 16, 1))
+    return Compiler(CpuBackend(machine=Machine(16, 16, 1)))
 
 
 def _values(compiler: Compiler, f: Expr, *columns: np.ndarray) -> np.ndarray:

@@ -9,7 +9,9 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
+from farsum_kernels.backends import cache as kernel_cache
 from farsum_kernels.backends.cpu import native
+from farsum_kernels.backends.cpu.backend import CpuBackend
 from farsum_kernels.backends.cpu.skeleton import kernel_text
 from farsum_kernels.backends.cpu.vector import LLVM
 from farsum_kernels.compile import Compiler
@@ -29,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _run() -> np.ndarray:
-    kernel = Compiler(native.machine(1)).kernel(SPEC)
+    kernel = Compiler(CpuBackend(1)).kernel(SPEC)
     x = np.full((5, 3), 0.5, np.float32)
     launch = kernel.launch({0: x, 1: x}, Extent(5, 5, ()))
     launch.step()
@@ -64,7 +66,7 @@ def test_a_folder_that_others_can_enter_is_refused(cache: Path, caplog: pytest.L
 
 
 def test_the_oldest_entries_go_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_CACHE_BYTES", 1)
+    monkeypatch.setattr(kernel_cache, "MAX_BYTES", 1)
     _run()
     assert list(cache.iterdir()) == []
 
@@ -109,7 +111,9 @@ def test_narrow_vectors_give_the_same_values(vector_bytes: int, monkeypatch: pyt
                     k=3 if reduction == "KMin" else 0)  # fmt: skip
         results = []
         for machine in (Machine(vector_bytes, 16, 1), native.machine(1)):
-            launch = Compiler(machine).kernel(spec).launch({0: x, 1: y}, Extent(37, 300, ()))
+            launch = (
+                Compiler(CpuBackend(machine=machine)).kernel(spec).launch({0: x, 1: y}, Extent(37, 300, ()))
+            )
             launch.step()
             results.append(launch.results()[0])
         np.testing.assert_allclose(results[0], results[1], rtol=1e-13)

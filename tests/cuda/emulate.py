@@ -91,7 +91,7 @@ def compile(source: str, sanitize: bool | None = None) -> Module:
     command = [gxx, *flags, "-I", str(HERE)]
     # The scheduler, and under sanitizers the program around it, are compiled once for all modules.
     runtime = [
-        _made([*command, "-c"], (HERE / name).read_text(), ["fibers.h"], ".o")
+        _made([*command, "-c"], f'#line 1 "{name}"\n{(HERE / name).read_text()}', ["fibers.h"], ".o")
         for name in ("fibers.cpp", *(["job.cpp"] if sanitize else []))
     ]
     kernels = " ".join(f"EMULATOR_KERNEL({name})" for name in names)

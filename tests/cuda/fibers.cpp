@@ -82,7 +82,9 @@ struct Thread : Lane {
     char* stack = nullptr;
 };
 
-constexpr size_t STACK = 256 << 10, GUARD = 4096;
+constexpr size_t STACK = 256 << 10;
+constexpr unsigned long long UNTOUCHED = 0x5ca1ab1e0ddba115;  // at the far end of every stack
+static char* stacks;  // of one launch: pages that hundreds of loaded modules must not keep
 static std::vector<Thread> threads;
 Lane* self;  // null while the scheduler runs
 char* dynamic_shared;
@@ -115,15 +117,13 @@ static void resume(Thread& thread) {
     emulator_switch(&scheduler, thread.pointer);
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
     self = nullptr;
+    if (*(unsigned long long*)thread.stack != UNTOUCHED) fail("a thread takes more than %zu KB of stack", STACK >> 10);
 }
 
 static void prepare(Thread& thread, unsigned number) {
-    if (!thread.stack) {
-        void* memory = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (memory == MAP_FAILED || mprotect(memory, GUARD, PROT_NONE)) abort();
-        thread.stack = (char*)memory;
-    }
-    __asan_unpoison_memory_region(thread.stack + GUARD, STACK - GUARD);  // a failed launch left its frames behind
+    thread.stack = stacks + number * STACK;
+    __asan_unpoison_memory_region(thread.stack, STACK);  // a failed launch left its frames behind
+    *(unsigned long long*)thread.stack = UNTOUCHED;
     void** top = (void**)(thread.stack + STACK) - SAVED;
     memset(top, 0, SAVED * sizeof(void*));
     top[ENTRY] = (void*)begin;
@@ -307,6 +307,9 @@ static const char* launch(void (*entry)(void**), void** values, const Launch& ho
 #endif
     if (posix_memalign((void**)&dynamic_shared, 128, how.shared + fence)) abort();
     memset(dynamic_shared + how.shared, 0x5a, fence);
+    size_t room = threads.size() * STACK;
+    stacks = (char*)mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) abort();
     std::vector<unsigned> blocks;
     arrange(blocks, (size_t)gridDim.x * gridDim.y * gridDim.z);
     for (unsigned block : blocks) {
@@ -318,6 +321,7 @@ static const char* launch(void (*entry)(void**), void** values, const Launch& ho
         if (!failure.empty()) break;
     }
     free(dynamic_shared);
+    munmap(stacks, room);
     return failure.c_str();
 }
 

@@ -118,6 +118,11 @@ extern "C" __global__ void mixed(float* out) {
     else __syncthreads();
     out[threadIdx.x] = 2.0f;
 }
+extern "C" __global__ void deep(float* out) {
+    volatile float own[1 << 16];
+    for (int k = 0; k < 1 << 16; ++k) own[k] = 1.0f;
+    out[threadIdx.x] = own[threadIdx.x];
+}
 extern "C" __global__ void trap(int n) { if (threadIdx.x == n) __trap(); }
 """
 
@@ -141,8 +146,13 @@ def test_a_barrier_that_not_all_reach(kernel: str, args: tuple[int, ...], says: 
 
 
 def test_trap_says_where() -> None:
-    with pytest.raises(EmulationError, match=r"__trap\(\) of line 26 \(block 0,0,0; thread 7,0,0\)"):
+    with pytest.raises(EmulationError, match=r"__trap\(\) of line 31 \(block 0,0,0; thread 7,0,0\)"):
         launch(compile(BARRIERS), "trap", (1,), (64,), 0, (7,))
+
+
+def test_a_stack_that_is_too_small() -> None:
+    with pytest.raises(EmulationError, match=r"more than 256 KB of stack|stack-overflow"):
+        launch(compile(BARRIERS), "deep", (1,), (4,), 0, (np.zeros(4, np.float32),), "reverse")
 
 
 SHARED = r"""

@@ -99,7 +99,7 @@ def test_client_imports_only_its_share_of_ours(root: Path) -> None:
     assert len(stray) <= 1, "the in-process engine is imported in one place"
 
 
-@pytest.mark.parametrize("module", ["errors", "job", "program", "formula", "scalar"])
+@pytest.mark.parametrize("module", ["errors", "job", "program", "layout", "formula", "scalar"])
 def test_what_a_user_can_say_is_standard_library(root: Path, module: str) -> None:
     base = root / "kernels" / "farsum_kernels" / module
     for path in sorted(base.rglob("*.py")) if base.is_dir() else [base.with_suffix(".py")]:

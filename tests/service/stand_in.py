@@ -35,7 +35,7 @@ class Worker:
 
     name, kind, threads = "stand-in", "cpu", 1
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
         pass
 
     def start(
@@ -100,5 +100,5 @@ class Writing(Worker):
 
 
 class Unable(Worker):
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
         raise ImportError("no native code here")

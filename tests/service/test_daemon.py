@@ -32,7 +32,9 @@ def with_daemon(
     worker: str, scenario: Callable[[Daemon], Awaitable[None]], limits: Limits = LIMITS, workers: int = 1
 ) -> None:
     async def run() -> None:
-        daemon = Daemon(limits, Metrics("test"), worker=f"tests.service.stand_in:{worker}", workers=workers)
+        daemon = Daemon(
+            limits, Metrics("test"), worker=f"tests.service.stand_in:{worker}", devices=["cpu"] * workers
+        )
         daemon.start()
         try:
             assert await daemon.wait_ready(30)
@@ -63,7 +65,7 @@ def ask(
     daemon: Daemon, client: Client, asked: wire.Request, on_progress: Callable[[float], None] | None = None
 ) -> asyncio.Future[Any]:
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    daemon.ask(client, asked, answer.set_result, on_progress)
+    daemon.ask(client, asked, answer.set_result, on_progress and (lambda share, values: on_progress(share)))
     return answer
 
 

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farsum_kernels import errors
-from farsum_kernels.errors import FarsumError, FormulaTooLarge, ProtocolMismatch, WireError
+from farsum_kernels.errors import (
+    FarsumError,
+    FormulaTooLarge,
+    ProtocolMismatch,
+    SolverDidNotConverge,
+    WireError,
+)
 from farsum_kernels.formula.expr import I, J, constant, node, variable
 from farsum_kernels.job import ArrayRef, Part, Spec
 from farsum_proto import tensor, wire
@@ -92,6 +98,14 @@ def test_small_messages_round_trip() -> None:
     assert wire.decode_client(wire.encode_cancel(5)) == (5, wire.Cancel())
     assert wire.decode_server(wire.encode_welcome(1, "x")) == (0, wire.Welcome(1, "x", wire.INLINE_BYTES))
     assert wire.decode_server(wire.encode_progress(2, 0.5)) == (2, wire.Progress(0.5))
+    assert wire.decode_server(wire.encode_progress(2, 0.5, (b"a", b""))) == (
+        2,
+        wire.Progress(0.5, (b"a", b"")),
+    )
+    stopped = wire.Outputs((), b"p", wire.Stopped(SolverDidNotConverge("why"), (1.0, 0.5)))
+    _, again = wire.decode_server(wire.encode_answer(3, stopped))
+    assert isinstance(again, wire.Outputs) and again.stopped
+    assert type(again.stopped.error) is SolverDidNotConverge and again.stopped.residuals == (1.0, 0.5)
     assert wire.decode_server(wire.encode_draining()) == (0, wire.Goodbye())
     assert wire.decode_stored(wire.encode_stored(7)) == 7
     assert wire.decode_download(wire.encode_download(b"t")) == b"t"
@@ -125,7 +139,7 @@ def test_actions_round_trip(action: Any) -> None:
 
 @pytest.mark.parametrize(
     "event",
-    [wire.Ready(wire.Device("a", "cpu", 2)), wire.Progressed(0.25), wire.Finished((b"", b"x"), b"p"),
+    [wire.Ready(wire.Device("a", "cpu", 2)), wire.Progressed(0.25), wire.Progressed(0.5, (b"v",)), wire.Finished((b"", b"x"), b"p"),
      wire.Finished((), b""), wire.Finished((), b"", (bytes(32),))],
 )  # fmt: skip
 def test_events_round_trip(event: Any) -> None:

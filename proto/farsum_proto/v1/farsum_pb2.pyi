@@ -246,12 +246,13 @@ class Value(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., inline: _Optional[bytes] = ..., ticket: _Optional[bytes] = ..., kept: _Optional[bytes] = ..., stream_bytes: _Optional[int] = ...) -> None: ...
 
 class ReduceRequest(_message.Message):
-    __slots__ = ("form", "contents", "deadline_s", "progress", "protocol", "outlook", "keep")
+    __slots__ = ("form", "contents", "deadline_s", "progress", "protocol", "watch_s", "outlook", "keep")
     FORM_FIELD_NUMBER: _ClassVar[int]
     CONTENTS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    WATCH_S_FIELD_NUMBER: _ClassVar[int]
     OUTLOOK_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     form: bytes
@@ -259,9 +260,10 @@ class ReduceRequest(_message.Message):
     deadline_s: float
     progress: bool
     protocol: int
+    watch_s: float
     outlook: bool
     keep: bytes
-    def __init__(self, form: _Optional[bytes] = ..., contents: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., progress: bool = ..., protocol: _Optional[int] = ..., outlook: bool = ..., keep: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, form: _Optional[bytes] = ..., contents: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., progress: bool = ..., protocol: _Optional[int] = ..., watch_s: _Optional[float] = ..., outlook: bool = ..., keep: _Optional[bytes] = ...) -> None: ...
 
 class ReduceReply(_message.Message):
     __slots__ = ("outputs", "need", "outlook")
@@ -395,10 +397,12 @@ class Cancel(_message.Message):
     def __init__(self) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("share",)
+    __slots__ = ("share", "values")
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
     share: float
-    def __init__(self, share: _Optional[float] = ...) -> None: ...
+    values: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, share: _Optional[float] = ..., values: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("name", "message", "retry_after_s")

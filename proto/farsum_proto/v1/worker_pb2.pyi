@@ -29,18 +29,20 @@ class Action(_message.Message):
     def __init__(self, job: _Optional[int] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ...) -> None: ...
 
 class Start(_message.Message):
-    __slots__ = ("form", "places", "outputs", "outlook", "keep")
+    __slots__ = ("form", "places", "outputs", "outlook", "watch_s", "keep")
     FORM_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTLOOK_FIELD_NUMBER: _ClassVar[int]
+    WATCH_S_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     form: bytes
     places: _containers.RepeatedCompositeFieldContainer[Place]
     outputs: _containers.RepeatedScalarFieldContainer[int]
     outlook: bool
+    watch_s: float
     keep: bool
-    def __init__(self, form: _Optional[bytes] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., outputs: _Optional[_Iterable[int]] = ..., outlook: bool = ..., keep: bool = ...) -> None: ...
+    def __init__(self, form: _Optional[bytes] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., outputs: _Optional[_Iterable[int]] = ..., outlook: bool = ..., watch_s: _Optional[float] = ..., keep: bool = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ()
@@ -75,10 +77,12 @@ class Ready(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., threads: _Optional[int] = ...) -> None: ...
 
 class Progressed(_message.Message):
-    __slots__ = ("share",)
+    __slots__ = ("share", "values")
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
     share: float
-    def __init__(self, share: _Optional[float] = ...) -> None: ...
+    values: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, share: _Optional[float] = ..., values: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("values", "plan", "stopped", "digests")

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from farsum_kernels.backends.cpu import culling, native
 from farsum_kernels.backends.cpu.addresses import address, table_of
 from farsum_kernels.backends.cpu.skeleton import Stored, Text, kernel_text
-from farsum_kernels.backends.cpu.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
 from farsum_kernels.backends.cpu.threads import POOL, scratch
 from farsum_kernels.backends.cpu.vector import LLVM
 from farsum_kernels.backends.reference import finish_state, merge_lists, merge_states, picked_states
+from farsum_kernels.backends.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.lower import Program, Want, lower
 from farsum_kernels.formula.reductions import Kind
@@ -92,7 +92,7 @@ class Kernel:
                 f"float32 is exact to {MAX_FLOAT32}"
             )
 
-    def plan(self, extent: Extent) -> Plan:
+    def plan(self, extent: Extent) -> Plan[Layout]:
         """How a job of these sizes would be cut up."""
         return _plan(self.layout, _reduced_over_j(self.spec, extent), self.work_per_pair, self.machine)
 
@@ -159,7 +159,7 @@ def _picks(counts: Sequence[tuple[Part, int]]) -> list[tuple[Part, list[int]]] |
 
 
 @lru_cache(maxsize=1024)
-def _plan(layout: Layout, extent: Extent, work_per_pair: float, machine: Machine) -> Plan:
+def _plan(layout: Layout, extent: Extent, work_per_pair: float, machine: Machine) -> Plan[Layout]:
     return plan_for(layout, extent, work_per_pair, machine)
 
 
@@ -175,7 +175,7 @@ class Ground:
     """
 
     def __init__(
-        self, plan: Plan, offsets: Array, tasks: Array, spans: Array, places: Array | None = None
+        self, plan: Plan[Layout], offsets: Array, tasks: Array, spans: Array, places: Array | None = None
     ) -> None:
         self.plan = plan
         self.places = places

@@ -8,34 +8,28 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import logging
 import os
-import stat
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache as once
 from pathlib import Path
 
 import llvmlite
 import llvmlite.binding as llvm
 
+from farsum_kernels.backends import cache
 from farsum_kernels.plan import Machine
 
-log = logging.getLogger("farsum.cpu")
-
 LONG_IR_BYTES = 400_000
-_DIGEST_BYTES = 16
-_CACHE_BYTES = 256 << 20
 
 
-@cache
+@once
 def _initialize() -> None:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
 
 
-@cache
+@once
 def host() -> tuple[str, str]:
     """The name of this CPU and its features, as LLVM spells them.
 
@@ -44,7 +38,7 @@ def host() -> tuple[str, str]:
     return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
-@cache
+@once
 def has_feature(name: str) -> bool:
     return f"+{name}" in host()[1].split(",")
 
@@ -115,68 +109,4 @@ def load(ir: str) -> Library:
     cpu, features = host()
     text = "\0".join((ir, cpu, features, llvmlite.__version__, ".".join(map(str, llvm.llvm_version_info))))
     key = hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
-    folder = cache_folder()
-    if folder and (code := _read(folder / key)):
-        return Library(code)
-    code = _compile(ir)
-    if folder:
-        _write(folder / key, code)
-    return Library(code)
-
-
-# ── the cache on disk ─────────────────────────────────────────────────────────────────────────────
-
-
-def cache_folder() -> Path | None:
-    """The folder of compiled kernels: FARSUM_CACHE, else the user's cache; None if it is not safe to use.
-
-    Machine code is loaded from it, so it must belong to this user and be closed to all others.
-    """
-    root = os.environ.get("FARSUM_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "farsum"
-    )
-    folder = Path(root, "cpu")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError as error:
-        log.warning("kernels are not kept on disk: %s", error)
-        return None
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077):
-        log.warning("kernels are not kept on disk: %s is open to other users (wanted: mode 0700)", folder)
-        return None
-    return folder
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    code = data[_DIGEST_BYTES:]
-    if hashlib.blake2b(code, digest_size=_DIGEST_BYTES).digest() != data[:_DIGEST_BYTES]:
-        log.warning("a damaged kernel is compiled again: %s", path.name)
-        return None
-    return code
-
-
-def _write(path: Path, code: bytes) -> None:
-    """Write an entry whole or not at all, whoever else is writing it."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-            file.write(hashlib.blake2b(code, digest_size=_DIGEST_BYTES).digest() + code)
-        os.replace(file.name, path)
-        _prune(path.parent)
-    except OSError as error:
-        log.warning("a kernel is not kept on disk: %s", error)
-
-
-def _prune(folder: Path) -> None:
-    """Forget the entries that were written longest ago, past the size limit."""
-    entries = sorted((e.stat().st_mtime, e.stat().st_size, e.path) for e in os.scandir(folder))
-    excess = sum(size for _, size, _ in entries) - _CACHE_BYTES
-    for _, size, path in entries:
-        if excess <= 0:
-            break
-        os.unlink(path)
-        excess -= size
+    return Library(cache.kept("cpu", key, lambda: _compile(ir)))

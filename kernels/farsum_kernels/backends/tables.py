@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.job import Extent
-from farsum_kernels.plan import Layout
+from farsum_kernels.plan import Rows
 
 Array = NDArray[Any]
 
@@ -27,7 +27,7 @@ def batch_offsets(shape: tuple[int, ...], batch: tuple[int, ...], own: int) -> A
 
 
 @lru_cache(maxsize=64)
-def dense_tables(layout: Layout, extent: Extent, splits: int) -> tuple[Array, Array]:
+def dense_tables(layout: Rows, extent: Extent, splits: int) -> tuple[Array, Array]:
     """Tasks and spans of a job without ranges: every row meets every column."""
     edges = np.arange(splits + 1, dtype=np.int64) * extent.n // splits
     spans = np.stack([edges[:-1], edges[1:]], axis=1)
@@ -43,7 +43,7 @@ def dense_tables(layout: Layout, extent: Extent, splits: int) -> tuple[Array, Ar
 
 
 def sparse_tables(
-    layout: Layout, m: int, blocks: Array, slices: Array, intervals: Array
+    layout: Rows, m: int, blocks: Array, slices: Array, intervals: Array
 ) -> tuple[Array, Array, Array]:
     """Tasks and spans of a block-sparse job, and for each row its place in the states, -1 if none covers it."""
     lengths = blocks[:, 1] - blocks[:, 0]

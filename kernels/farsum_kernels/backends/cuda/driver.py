@@ -1,0 +1,209 @@
+"""A CUDA device through CuPy: its memory, its one stream, its modules. The only module that touches a GPU.
+
+Every failure of CUDA is translated here. After a fault nothing on the device works any more for this process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farsum_kernels.backends.cuda import nvrtc
+from farsum_kernels.backends.cuda.layout import Gpu
+from farsum_kernels.errors import (
+    DeviceFault,
+    DeviceFull,
+    DeviceMissing,
+    DriverTooOld,
+    EngineMissing,
+)
+
+Array = NDArray[Any]
+
+LANES = 128  # multiply-adds of one processor in one cycle
+STATE_SHARE = 4  # states of a job take at most this part of the device's memory
+MAX_MODULES = (
+    512  # loaded at once: CuPy remembers every module, so past this all are dropped and loaded on demand
+)
+
+_INSUFFICIENT_DRIVER, _NO_DEVICE, _MEMORY = 35, 100, 2
+
+
+def open_cupy() -> Any:
+    """CuPy, if it is installed. Raises EngineMissing."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise EngineMissing(
+            f"no CUDA engine in this environment ({error}): install the one for your driver, "
+            "pip install 'farsum[cuda13]' or 'farsum[cuda12]'"
+        ) from error
+    return cupy
+
+
+def device_count() -> int:
+    """The GPUs of this machine. Raises DeviceMissing or DriverTooOld when CUDA does not answer."""
+    runtime = open_cupy().cuda.runtime
+    try:
+        return int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        if error.status == _INSUFFICIENT_DRIVER:
+            have, want = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+            if have == 0:
+                raise DeviceMissing(
+                    "no NVIDIA driver in this machine; the CPU computes without one: --device cpu"
+                ) from error
+            raise DriverTooOld(
+                f"the driver of the GPU speaks CUDA {have // 1000}.{have % 1000 // 10}, the installed libraries "
+                f"CUDA {want // 1000}.{want % 1000 // 10}: update the driver, or pip install 'farsum[cuda12]'"
+            ) from error
+        if error.status == _NO_DEVICE:
+            return 0
+        raise DeviceMissing(f"CUDA does not answer: {error}") from error
+
+
+class CudaModule:
+    """Compiled kernels. Loaded when first launched, and again after the driver has dropped them."""
+
+    def __init__(self, driver: CudaDriver, path: Path) -> None:
+        self._driver, self._path = driver, path
+
+    def launch(
+        self, name: str, grid: tuple[int, int], block: tuple[int, int], shared: int, args: Sequence[Any]
+    ) -> None:
+        self._driver.launch(self._path, name, grid, block, shared, args)
+
+
+class CudaDriver:
+    """One GPU.
+
+    Raises EngineMissing without CuPy, DeviceMissing without that GPU, CompilerMissing without NVRTC.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        self._cupy = cupy = open_cupy()
+        if (count := device_count()) <= number:
+            raise DeviceMissing(
+                f"cuda:{number} does not exist: this machine has {count} GPU{'s' * (count != 1)} that CUDA can see "
+                "(CUDA_VISIBLE_DEVICES chooses); the CPU computes without one: --device cpu"
+            )
+        self.number = number
+        with self._translated():
+            device = cupy.cuda.Device(number)
+            device.use()
+            properties = cupy.cuda.runtime.getDeviceProperties(number)
+            self.arch = properties["major"] * 10 + properties["minor"]
+            self.name = properties["name"].decode()
+            self.total_bytes = int(properties["totalGlobalMem"])
+            clock_hz = device.attributes.get("ClockRate", 1_500_000) * 1e3
+            processors = int(properties["multiProcessorCount"])
+            self._stream = cupy.cuda.Stream(non_blocking=True)
+            self._pool = cupy.cuda.MemoryPool()
+        self.gpu = Gpu(processors, processors * clock_hz * LANES, self.total_bytes // STATE_SHARE)
+        nvrtc.compiler()
+        # CuPy loads from a path, and a path that it has seen must never hold other bytes.
+        self._folder = tempfile.TemporaryDirectory(prefix="farsum-cubin-")
+        self._functions: dict[tuple[Path, str], Any] = {}
+        self._loaded: dict[Path, Any] = {}
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        cuda = self._cupy.cuda
+        try:
+            yield
+        except cuda.memory.OutOfMemoryError as error:
+            raise DeviceFull(f"the GPU is out of memory: {error}") from error
+        except (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError) as error:
+            if error.status == _MEMORY:
+                raise DeviceFull(f"the GPU is out of memory: {error}") from error
+            raise DeviceFault(
+                f"a kernel faulted on {getattr(self, 'name', 'the GPU')}, and this process cannot use it any more: "
+                f"{error}"
+            ) from error
+
+    # ── kernels ───────────────────────────────────────────────────────────────────────────────────
+
+    def load(self, source: str) -> CudaModule:
+        """Compile kernels for this device, or find them compiled."""
+        key, code = nvrtc.cubin(source, self.arch)
+        path = Path(self._folder.name, f"{key}.cubin")
+        if not path.exists():
+            path.write_bytes(code)
+        return CudaModule(self, path)
+
+    def _function(self, path: Path, name: str) -> Any:
+        if (path, name) not in self._functions:
+            if path not in self._loaded:
+                if len(self._loaded) >= MAX_MODULES:
+                    self._drop_modules()
+                self._loaded[path] = self._cupy.RawModule(path=str(path))
+            self._functions[path, name] = self._loaded[path].get_function(name)
+        return self._functions[path, name]
+
+    def _drop_modules(self) -> None:
+        self._stream.synchronize()
+        self._functions.clear()
+        self._loaded.clear()
+        self._cupy.clear_memo()
+
+    def launch(
+        self,
+        path: Path,
+        name: str,
+        grid: tuple[int, int],
+        block: tuple[int, int],
+        shared: int,
+        args: Sequence[Any],
+    ) -> None:
+        """Queue a kernel; see `Module.launch`."""
+        with self._translated(), self._cupy.cuda.Device(self.number), self._stream:
+            pointers = tuple(np.int64(0) if a is None else a for a in args)
+            self._function(path, name)(grid, block, pointers, shared_mem=shared)
+
+    # ── memory ────────────────────────────────────────────────────────────────────────────────────
+
+    def empty(self, count: int, dtype: str) -> Any:
+        """Memory for so many numbers. What earlier jobs left is given back before a job is refused."""
+        cupy = self._cupy
+        with self._translated(), cupy.cuda.Device(self.number), self._stream:
+            size = max(1, count) * np.dtype(dtype).itemsize
+            try:
+                memory = self._pool.malloc(size)
+            except cupy.cuda.memory.OutOfMemoryError:
+                self._stream.synchronize()
+                self._pool.free_all_blocks()
+                memory = self._pool.malloc(size)
+            return cupy.ndarray(max(1, count), dtype, memory)
+
+    def upload(self, array: Array) -> Any:
+        """A copy of a C-ordered array on the device."""
+        buffer = self.empty(array.size, array.dtype.name)
+        if array.size:
+            with self._translated():
+                buffer.set(np.ascontiguousarray(array).reshape(-1), stream=self._stream)
+        return buffer
+
+    def download(self, buffer: Any, into: Array) -> None:
+        """Wait for all that was queued and copy a buffer into a C-ordered array."""
+        with self._translated():
+            values = self._cupy.asnumpy(buffer, stream=self._stream, order="C")
+            self._stream.synchronize()
+        into.reshape(-1)[:] = values[: into.size]
+
+    def mark(self) -> Any:
+        """A point in the queue of the device."""
+        with self._translated(), self._cupy.cuda.Device(self.number):
+            event = self._cupy.cuda.Event(block=True, disable_timing=True)
+            event.record(self._stream)
+            return event
+
+    def wait(self, mark: Any) -> None:
+        """Until the device has come to a mark. Raises what went wrong before it."""
+        with self._translated():
+            mark.synchronize()

@@ -1,0 +1,186 @@
+"""How a job is laid over a GPU: the shape of a block of threads and what each thread holds, a value.
+
+A pure function of the formula, the shapes and the device, so that equal jobs give equal bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+
+from farsum_kernels.formula.lower import Program, Terms
+from farsum_kernels.formula.reductions import Kind, Reduction
+from farsum_kernels.job import Extent, Part
+from farsum_kernels.plan import LONG, SLICE_S, Plan
+from farsum_kernels.scalar.ir import I, J, Loop, Prim
+
+# Vector dimensions up to this are written out and held in registers; longer ones become loops over panels.
+UNROLL = 16
+# Columns of a partial sum in the data dtype. Blocks of 192 are what users of such libraries are used to.
+TILE = 128
+PANEL = 8  # components of a long vector that are staged at once: 32 bytes of a row, one sector of a load
+CHUNK = 8  # components of a long F that one block of threads computes
+IN_REGISTERS = 16  # places of an ordered list up to which it lives in registers
+MAX_LIST_SPLITS = 32
+SHARED_BYTES = 48 * 1024  # static shared memory that every device has
+MAX_STAGED = 96  # numbers per column in shared memory
+BLOCKS_PER_PROCESSOR = 16
+MIN_TILES = 4  # tiles of columns below which another split costs more than it gives
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What a plan must know of a device.
+
+    rate     multiply-adds per second of the whole device, for slicing only
+    memory   bytes that a job's states may take
+    """
+
+    processors: int
+    rate: float
+    memory: int = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The part of a plan that is compiled into a kernel. A block of threads is a rectangle.
+
+    threads_i, threads_j   its sides: along the rows and along the columns
+    rows, columns          rows that a thread holds, columns that it takes at once
+    row_run, column_run    how many of those are neighbours
+    tile                   columns staged in shared memory, and of a partial sum in the data dtype
+    panel                  components of long vectors staged at once; 0 if there are none
+    chunk                  components of a long F that one block computes
+    resident               blocks that a processor is to hold at once, which bounds registers; 0 leaves it to the compiler
+    """
+
+    threads_i: int
+    threads_j: int
+    rows: int
+    columns: int
+    row_run: int
+    column_run: int
+    tile: int
+    panel: int = 0
+    chunk: int = 1
+    resident: int = 0
+
+    @property
+    def threads(self) -> int:
+        return self.threads_i * self.threads_j
+
+    @property
+    def task_rows(self) -> int:
+        return self.threads_i * self.rows
+
+    @property
+    def block_columns(self) -> int:
+        """Columns that a block of threads takes at once."""
+        return self.threads_j * self.columns
+
+
+def layouts_for(program: Program, parts: Sequence[Part], itemsize: int) -> tuple[Layout, ...]:
+    """The layouts that a job may be run with: the widest first, then those for fewer rows."""
+    listed = any(p.rule.listed for p in parts)
+    chunk = CHUNK if any(t.loop for t in program.terms) and not listed else 1
+    if paneled(program):
+        rows, columns = _panel_side(parts, itemsize, chunk)
+        run = 16 // itemsize
+        run_i, run_j = min(run, rows), min(run, columns)
+        return (
+            Layout(
+                16, 16, rows, columns, run_i, run_j, 16 * max(columns, 4), PANEL, chunk, 1 if chunk > 1 else 2
+            ),
+        )
+    rows = _rows(program, parts, itemsize)
+    columns = 1 if len(program.code) > LONG else 2 if listed or chunk > 1 else 4
+    sides = ((128, 1, rows), (32, 4, rows), (32, 4, max(1, rows // 4)))
+    return tuple(
+        dict.fromkeys(
+            Layout(i, j, r, columns, 1, columns, TILE, 0, chunk, int(chunk > 1)) for i, j, r in sides
+        )
+    )
+
+
+def _panel_side(parts: Sequence[Part], itemsize: int, chunk: int) -> tuple[int, int]:
+    """Rows and columns of a thread that keeps an accumulator for each pair; with 64 of them too few threads fit."""
+    if any(part.rule.listed for part in parts):
+        return (2, 4) if all(part.k <= IN_REGISTERS for part in parts) else (4, 4)
+    return (4, 4) if itemsize == 8 or chunk > 1 else (8, 4)
+
+
+def paneled(program: Program) -> bool:
+    """Does a pair need a fold over the components of a column?"""
+    code, scopes = program.code, program.scopes
+
+    def reads_column(n: int, loop: Loop) -> bool:
+        if loop not in scopes[n]:
+            return False
+        if code[n].prim is Prim.LOAD:
+            return J in scopes[n]
+        return any(reads_column(a, loop) for a in code[n].args)
+
+    return any(
+        instr.prim is Prim.FOLD and {I, J} <= scopes[n] and reads_column(instr.args[0], instr.imm.loop)
+        for n, instr in enumerate(code)
+    )
+
+
+def _rows(program: Program, parts: Sequence[Part], itemsize: int) -> int:
+    """Rows per thread: as many as registers allow, since each takes a column that was loaded once."""
+    inputs = sum(v.params[1] for v in program.slots if v.params[1] <= UNROLL and v.params[2] == 0)
+    held = max(_registers(part.rule, part.k, terms) for part, terms in zip(parts, program.terms, strict=True))
+    words = itemsize // 4 * (inputs + held)
+    if len(program.code) > LONG:
+        return 1
+    for rows in (8, 4, 2):
+        if rows * words <= 72:
+            return rows
+    return 1
+
+
+def _registers(rule: Reduction, k: int, terms: Terms) -> int:
+    """Numbers that a state keeps for each row."""
+    kinds = rule.state(1 if terms.loop else terms.dim, len(terms.weight))
+    each = sum(3 if kind is Kind.WIDE else 1 for kind in kinds)
+    if rule.listed:
+        return each * (k if k <= IN_REGISTERS else 1)
+    return each * (CHUNK if terms.loop else 1)
+
+
+def choose(layouts: Sequence[Layout], rows: int) -> int:
+    """The layout for so many rows: the widest one whose last tile is nearly full."""
+    padded = [ceil(rows / layout.task_rows) * layout.task_rows for layout in layouts]
+    least = min(padded)
+    return next(n for n, size in enumerate(padded) if size <= 1.15 * least)
+
+
+def plan_for(
+    layout: Layout,
+    extent: Extent,
+    work_per_pair: float,
+    gpu: Gpu,
+    *,
+    listed: bool,
+    state_bytes: int,
+    chunks: int,
+) -> Plan[Layout]:
+    """Cut a job into tasks, splits of the columns and slices of time; a task is one block of threads."""
+    batches, row_tiles = prod(extent.batch), ceil(extent.m / layout.task_rows)
+    blocks = max(1, row_tiles * batches * chunks)
+    column_tiles = max(1, extent.n // (MIN_TILES * layout.tile))
+    splits = min(column_tiles, ceil(BLOCKS_PER_PROCESSOR * gpu.processors / blocks))
+    # What the splits leave behind must fit beside the data.
+    room = gpu.memory // max(1, row_tiles * batches * layout.task_rows * layout.threads_j * state_bytes)
+    splits = max(1, min(splits, room))
+    work = extent.pairs * work_per_pair * chunks
+    task_s = work / gpu.rate / max(1, row_tiles * batches * splits) * gpu.processors
+    if task_s > SLICE_S:
+        # One task alone is longer than a slice.
+        splits = max(1, min(column_tiles, room, splits * ceil(task_s / SLICE_S)))
+    if listed:
+        splits = min(splits, max(1, MAX_LIST_SPLITS // layout.threads_j))
+    tasks = row_tiles * batches * splits
+    slices = max(1, min(tasks // max(1, gpu.processors), ceil(work / gpu.rate / SLICE_S)))
+    return Plan(layout, splits, layout.threads, slices, tasks, extent.pairs, work)
