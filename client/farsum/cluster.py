@@ -1,8 +1,8 @@
 """Clusters of points and the block-sparse `ranges` that come of them. Names and conventions follow KeOps.
 
 A label is an int from 0 to C-1, one for each row of x. Everything here is NumPy on this machine: it costs
-a few passes over the rows, next to a reduction over pairs. Of tensors come tensors, which autograd does not know:
-real ones of the dtype of the first real one, whole numbers as int64.
+a few passes over the rows, next to a reduction over pairs. Of tensors come tensors, real ones of the dtype of the
+first real one, whole numbers as int64; of these functions autograd knows `sort_clusters` alone.
 
 >>> x = np.array([[0.1, 0.1], [5.2, 5.1], [0.3, 0.2], [5.3, 5.4]])
 >>> labels = grid_cluster(x, 1.0)
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from farsum.arrays import Array
-from farsum.tensors import on_tensors
+from farsum.tensors import in_order, is_tensor, on_tensors, plain
 from farsum_kernels.errors import ArrayError, DtypeError, ShapeError
 
 Six = tuple[Array, Array, Array, Array, Array, Array]
@@ -69,20 +69,27 @@ def grid_cluster(x: Array, size: Any) -> Array:
     return labels
 
 
-@on_tensors
 def sort_clusters(x: Any, lab: Array) -> tuple[Any, Array]:
     """The rows of x by rising label, and the labels (M,) themselves; rows of one cluster keep their order.
 
     x     an array (M, ...), or a tuple or list of such arrays, which comes back as a tuple or list
     lab   (M,) labels
 
-    Raises ShapeError where x and lab differ in length.
+    Tensors keep their gradients. Raises ShapeError where x and lab differ in length.
     """
-    lab = _labels(lab)
-    order = np.argsort(lab, kind="stable")
+    held = _labels(plain(lab))
+    order = np.argsort(held, kind="stable")
+    labels = in_order(lab, order) if is_tensor(lab) else held[order]
     if isinstance(x, tuple | list):
-        return type(x)([_rows(part, lab, f"x[{n}]")[order] for n, part in enumerate(x)]), lab[order]
-    return _rows(x, lab, "x")[order], lab[order]
+        return type(x)([_sorted(part, held, order, f"x[{n}]") for n, part in enumerate(x)]), labels
+    return _sorted(x, held, order, "x"), labels
+
+
+def _sorted(x: Any, lab: Array, order: Array, what: str) -> Any:
+    if not is_tensor(x):
+        return _rows(x, lab, what)[order]
+    _rows(plain(x.detach()), lab, what)
+    return in_order(x, order)
 
 
 @on_tensors

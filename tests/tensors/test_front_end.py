@@ -78,7 +78,7 @@ def test_numpy_arrays_never_load_torch() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@mark.parity("L-161", "L-47", "G-25", "L-23")
+@mark.parity("L-161", "L-47", "G-25", "L-23", "G-82")
 @mark.parametrize(
     ("dtype", "error"), [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
 )  # fmt: skip
@@ -275,6 +275,11 @@ def test_clusters_of_tensors() -> None:
     ranges, centroids, totals = cluster_ranges_centroids(points, labels, weights=weights)
     assert (ranges.dtype, centroids.dtype, totals.dtype) == (torch.int64, torch.float32, torch.float32)
     close(totals.sum(), heavy.sum())
+    leaf = points.clone().requires_grad_()
+    sort_clusters(leaf, labels)[0][0].sum().backward()  # the gradient finds its row
+    assert leaf.grad is not None and leaf.grad.nonzero()[:, 0].unique().tolist() == [
+        int((labels == 0).nonzero()[0])
+    ]
     close(cluster_ranges(labels), ranges)
     close(cluster_centroids(points, labels, weights=weights), centroids)
     nothing = torch.zeros(40)
