@@ -22,6 +22,8 @@ from farsum_kernels.scalar.ir import LEAVES, Loop, Prim
 TILE, TILE_SHIFTED, TILE_LONG = 16, 256, 256
 STRIP_VECTORS = 192  # of one number of the pairs of a strip: three of them still leave half of a 48 KB cache
 STRIP = 64, 8  # columns of a strip, at most and at least
+STRIP_LAZY = 16  # columns that each row looks through at the end for the place of its best value
+LAZY = 40  # instructions of a pair past which the index costs little beside the term
 SLAB = 64  # columns whose tiles are added up in the data dtype: at 256 that showed beside pykeops, at N = 256
 UNROLL = 6  # vector dimensions up to this are written out; longer ones become loops
 LONG = 400  # instructions of a pair past which blocking only makes the compiler slow
@@ -112,14 +114,32 @@ def layout_for(program: Program, rules: Sequence[Reduction], itemsize: int, mach
     """Register blocking by the kind of work: measured with AVX-512, by the count of registers for the others."""
     lanes, wide = machine.vector_bytes // itemsize, machine.registers >= 32
     looped = any(instr.prim is Prim.FOLD and _pairwise(program, n) for n, instr in enumerate(program.code))
-    blockings = [_blocking(t, rule, wide, looped) for t, rule in zip(program.terms, rules, strict=True)]
+    lazy = [is_lazy(program, t, rule) for t, rule in zip(program.terms, rules, strict=True)]
+    blockings = [
+        _blocking(t, rule, wide, looped, index_last)
+        for t, rule, index_last in zip(program.terms, rules, lazy, strict=True)
+    ]
     rows = min(r for r, _ in blockings)
     columns = min((c for _, c in blockings if c > 1), default=1)
     strip, chunk = _strip(program, rules, rows, wide)
+    if not strip and any(lazy):
+        strip = STRIP_LAZY
     if len(program.code) > LONG:
         rows = columns = chunk = 1
     tile = min(_tile(t, rule) for t, rule in zip(program.terms, rules, strict=True))
     return Layout(lanes, rows, columns, tile, SLAB if tile == TILE else tile, UNROLL, min(strip, tile), chunk)
+
+
+def is_lazy(program: Program, terms: Terms, rule: Reduction) -> bool:
+    """Is the place of an extremum looked for when its value is known? Not when terms cost much more than indices."""
+    return bool(
+        rule.pick
+        and rule.better
+        and not rule.listed
+        and terms.dim == 1
+        and len(program.code) <= LAZY
+        and not any(instr.prim is Prim.FOLD for instr in program.code)
+    )
 
 
 def _tile(terms: Terms, rule: Reduction) -> int:
@@ -128,7 +148,7 @@ def _tile(terms: Terms, rule: Reduction) -> int:
     return TILE_LONG if terms.loop else TILE
 
 
-def _blocking(terms: Terms, rule: Reduction, wide: bool, looped: bool) -> tuple[int, int]:
+def _blocking(terms: Terms, rule: Reduction, wide: bool, looped: bool, lazy: bool) -> tuple[int, int]:
     """Vectors of rows and columns for one reduction, on a machine with 32 registers (`wide`) or 16."""
     kinds = rule.state(1, 1)
     if terms.long:
@@ -139,6 +159,8 @@ def _blocking(terms: Terms, rule: Reduction, wide: bool, looped: bool) -> tuple[
         return 1, 2
     if Kind.WIDE in kinds and Kind.VALUE in kinds:  # shifted sums: one rescale per block of columns
         return 1, 16 if wide else 8
+    if lazy:
+        return (3, 8) if wide else (3, 4)
     if rule.gate:
         return (4, 4) if wide else (1, 8)
     # Sums of several components fill the registers with fewer rows.

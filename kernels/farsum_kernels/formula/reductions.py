@@ -12,6 +12,8 @@ weight at one pair. Its backward pass is then a Sum over the pairs.
 Optional, for speed only:
   block    fold several terms into a state at once; default: merge the lifted terms one by one
   gate     a mask that says which states a block of terms can change at all
+  better   of an extremum with its place: does the first value replace the second?
+  pick     the better of two values; the second where the first is NaN
   step     for ordered lists of K: how one slot of the list meets an incoming term
   peak     of sums of exp(x)·g that are held as multiples of exp(m): the new m after a block of terms x
   share    of the same: what a term x counts for beside m, exp(x − m); sums so far are rescaled by it too
@@ -74,6 +76,8 @@ class Reduction:
     saves: tuple[str, ...] = ()
     block: Callable[[State, Sequence[Term], Sequence[Val]], State] | None = None
     gate: Callable[[State, Sequence[Term]], Val] | None = None
+    better: Callable[[Val, Val], Val] | None = None
+    pick: Callable[[Val, Val], Val] | None = None
     step: Callable[[Val, Val, Val, Val, Val], tuple[Val, Val, Val, Val, Val]] | None = None
     peak: Callable[[Val, Sequence[Val]], Val] | None = None
     share: Callable[[Val, Val], Val] | None = None
@@ -333,6 +337,8 @@ def _arg_extremum(
         merge=merge,
         block=block,
         gate=gate,
+        better=better,
+        pick=pick,
         finish=lambda s: tuple(_half(s)[kind is Kind.INDEX] for kind in outputs),
         outputs=outputs,
         grad=_grad_at_place if Kind.VALUE in outputs else _grad_nowhere,

@@ -75,6 +75,7 @@ class Emitter:
         self.lane = lane
         self.rows = rows
         self.columns = 0
+        self._columns_in_lanes = ""
         self.column = ""  # the first column at hand
         self.first = ""  # the first row of the task
         self.bases: list[str] = []  # pointer to the first row of each slot
@@ -99,6 +100,14 @@ class Emitter:
             self.column, self.columns = column, columns
             yield
             self.column, self.columns = "", 0
+
+    @contextmanager
+    def columns_in_lanes(self, columns: str) -> Iterator[None]:
+        """One pair per lane is at hand: the row of the lane, and a column of its own, from a vector of i64."""
+        with self.frame():
+            self._columns_in_lanes, self.columns = columns, 1
+            yield
+            self._columns_in_lanes, self.columns = "", 0
 
     def _found(self, key: Key) -> Value | None:
         for frame in reversed(self._frames):
@@ -217,6 +226,9 @@ class Emitter:
         """The number of the row, in each lane or of the column."""
         fn, shape = self.fn, self.shape
         if self.program.code[n].imm != self.lane:
+            if self._columns_in_lanes:
+                wide = f"<{shape.lanes} x i64>"
+                return Value(fn.let(f"sitofp {wide} {self._columns_in_lanes} to {shape.f}"), "f")
             return self._whole(self.column if q == 0 else fn.let(f"add i64 {self.column}, {q}"))
         wide = f"<{shape.lanes} x i64>"
         steps = ", ".join(f"i64 {u * shape.lanes + lane}" for lane in range(shape.lanes))
@@ -246,10 +258,28 @@ class Emitter:
         )
 
     def _load_column(self, slot: int, k: Affine, q: int) -> Value:
+        if self._columns_in_lanes:
+            return self._gather(slot, k)
         pointer = self.fn.let(
             f"getelementptr {self.shape.scalar}, ptr {self._row_pointer(slot, q)}, i64 {self._index(k)}"
         )
         return self._broadcast(pointer)
+
+    def _gather(self, slot: int, k: Affine) -> Value:
+        fn, shape = self.fn, self.shape
+        wide, dim = f"<{shape.lanes} x i64>", self.dims[slot] if slot < len(self.dims) else 1
+        place = fn.let(f"mul {wide} {self._columns_in_lanes}, splat (i64 {dim})")
+        place = fn.let(f"add {wide} {place}, {self.vec.splat(self._index(k), 'i64')}")
+        addresses = fn.let(f"getelementptr {shape.scalar}, ptr {self.bases[slot]}, {wide} {place}")
+        pointers = f"<{shape.lanes} x ptr>"
+        name = f"llvm.masked.gather.{shape.suffix}.v{shape.lanes}p0"
+        return Value(
+            fn.call(
+                shape.f, name, (pointers, addresses), ("i32", str(shape.bits // 8)),
+                (shape.m, "splat (i1 true)"), (shape.f, "zeroinitializer"),
+            ),
+            "f",
+        )  # fmt: skip
 
     def _row_pointer(self, slot: int, q: int) -> str:
         for frame in reversed(self._frames):

@@ -69,7 +69,7 @@ class LongState(State):
     def accumulate(self, state: Sequence[str], width: int) -> list[str]:
         return []
 
-    def end_strip(self, first: str, end: str) -> None:
+    def end_strip(self, first: str, end: str, before: Sequence[str], after: Sequence[str]) -> Sequence[str]:
         """Meet the components with all columns of the strip."""
         scales = self._rise(self.fn.let(f"sub i64 {end}, {first}")) if self.terms.along else []
         extent = self._loop.extent
@@ -83,6 +83,7 @@ class LongState(State):
         self.fn.loop("0", str(whole), chunk, [], each)
         if extent > whole:
             self._chunk(str(whole), extent - whole, first, end, scales)
+        return []
 
     # ── sums of exp(x)·g ──────────────────────────────────────────────────────────────────────────
 

@@ -21,13 +21,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from farsum_kernels.backends.cpu.emit import Emitter, column_values
+from farsum_kernels.backends.cpu.lazy import LazyState
 from farsum_kernels.backends.cpu.long import LongState
 from farsum_kernels.backends.cpu.states import State
 from farsum_kernels.backends.cpu.text import Function
 from farsum_kernels.backends.cpu.vector import Shape
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.job import Part
-from farsum_kernels.plan import Layout
+from farsum_kernels.plan import Layout, is_lazy
 from farsum_kernels.scalar.ir import I, J, Scope
 
 PARAMETERS = (
@@ -229,7 +230,7 @@ class _Main(_Kernel):
         self.states: list[State] = []
         for part, terms in zip(parts, program.terms, strict=True):
             first = sum(len(s.kinds) for s in self.states)
-            kind = LongState if terms.long else State
+            kind = LongState if terms.long else LazyState if is_lazy(program, terms, part.rule) else State
             self.states.append(kind(self, part.rule, part.k, terms, first))
 
     def _reserve(self) -> None:
@@ -244,7 +245,7 @@ class _Main(_Kernel):
         lasting = [s.fresh() if not s.compensated else [] for s in self.states]
 
         def each_span(span: str, carried: list[str]) -> Sequence[str]:
-            first, end = self._field("%spans", span, 2, 0), self._field("%spans", span, 2, 1)
+            first, end = self._field("%spans", span, 2, 0), self.span_end(span)
             state = _typed(flat, carried)
             if not tiled:
                 return self._strips(first, end, state)
@@ -282,6 +283,13 @@ class _Main(_Kernel):
                 state.end_slab()
         return values
 
+    def _in_order(self) -> list[State]:
+        """The states as what they carry lies: first those that last from tile to tile."""
+        return sorted(self.states, key=lambda s: s.compensated)
+
+    def span_end(self, span: str) -> str:
+        return self._field("%spans", span, 2, 1)
+
     def _stop(self, first: str, width: int, end: str) -> str:
         """Where a piece of so many columns ends."""
         after = self.fn.let(f"add i64 {first}, {width}")
@@ -315,9 +323,11 @@ class _Main(_Kernel):
             for s in self.states:
                 s.begin_strip(at)
             values = self.blocks(at, stop, self.layout.columns, _typed(state, names), self._block)
-            for s in self.states:
-                s.end_strip(at, stop)
-            return values
+            after: list[str] = []
+            for s in self._in_order():
+                own = slice(len(after), len(after) + len(s.fresh()))
+                after += s.end_strip(at, stop, names[own], values[own])
+            return after
 
         return self.fn.loop(first, end, self.layout.strip, state, each)
 
@@ -335,13 +345,12 @@ class _Main(_Kernel):
 
     def _block(self, column: str, width: int, carried: list[str]) -> list[str]:
         """One block of columns for every reduction. What is carried: first the lasting states, then the partial."""
-        order = sorted(self.states, key=lambda s: s.compensated)
         new: list[str] = []
         with self.block_of(column, width):
             # Terms first: nothing that a guarded update computes may be found again outside it.
             for state in self.states:
                 state.prepare(width)
-            for state in order:
+            for state in self._in_order():
                 count = len(state.fresh())
                 new += state.accumulate(carried[:count], width)
                 carried = carried[count:]

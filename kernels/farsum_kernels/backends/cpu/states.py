@@ -141,8 +141,9 @@ class State:
     def begin_strip(self, first: str) -> None:
         """A strip of columns begins: of long terms, the pairs come first and the components after."""
 
-    def end_strip(self, first: str, end: str) -> None:
-        """The pairs of the strip are done."""
+    def end_strip(self, first: str, end: str, before: Sequence[str], after: Sequence[str]) -> Sequence[str]:
+        """The pairs of the strip are done; gives the values that are carried on, from those before and after it."""
+        return after
 
     def prepare(self, width: int) -> None:
         """Compute the terms of the block of columns at hand."""
