@@ -1,7 +1,7 @@
 # The server in a container. Two targets:
 #
 #   docker build --target cpu  -t farsum:cpu  .
-#   docker build --target cuda -t farsum:cuda .     (the libraries only: the CUDA engine is not written yet)
+#   docker build --target cuda -t farsum:cuda .     (then: farsum serve --device cuda:0; not yet run on a GPU)
 #
 # The server listens on loopback only and refuses anything else until tokens and TLS exist. Loopback inside a
 # container's own network is of use to nobody, so the image is meant for the host's network:

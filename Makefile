@@ -11,13 +11,15 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.done
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+GPU_ARGS ?=
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
 # PYTHON=/path/to/python chooses; else the first of these that runs and is recent enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo $$p && break; done)
 
-.PHONY: help demo test test-all check fmt bench gpu-check docs
+.PHONY: help demo test test-all check fmt bench gpu-check emu-asan docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +39,7 @@ check: $(DONE)/test ## lint, format, types, import contracts, generated code, th
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python proto/generate.py --check
-	@$(BIN)/python -m pytest -q -m "not slow" tests/repo
+	@$(BIN)/python -m pytest -q -m "not slow" tests/repo tests/cuda/test_sanitizers.py
 
 fmt: $(DONE)/test ## format the code and repair what the linter can
 	@$(BIN)/ruff check --fix-only .
@@ -48,8 +50,12 @@ bench: $(DONE)/bench ## the figures of the README, with every peer in the same r
 	@$(BIN)/python -m benchmarks.w11_small --json $(BENCH_ARGS)
 	@$(BIN)/python -m benchmarks.wire --json $(BENCH_ARGS)
 
-gpu-check: ## the checks on a CUDA device; fails until there is an engine to check
-	@echo "gpu-check: the CUDA engine is not written yet, so nothing was checked on a GPU." >&2; exit 1
+# On a machine with a GPU the libraries at hand are used: GPU_PYTHON names the Python that has CuPy.
+gpu-check: ## prove and measure the CUDA engine on this machine's GPU; GPU_ARGS=--dry does what needs none
+	@PYTHONPATH=.:client:server:kernels:proto $(GPU_PYTHON) -m benchmarks.gpu_check $(GPU_ARGS)
+
+emu-asan: $(DONE)/test ## every kernel for GPUs on the CPU, under AddressSanitizer and UBSan (minutes; needs g++)
+	@FARSUM_EMULATOR_SANITIZE=1 $(BIN)/python -m pytest -q -m emulated --timeout=900 tests/cuda $(PYTEST_ARGS)
 
 docs: $(DONE)/docs ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
