@@ -1,7 +1,8 @@
 """Clusters of points and the block-sparse `ranges` that come of them. Names and conventions follow KeOps.
 
 A label is an int from 0 to C-1, one for each row of x. Everything here is NumPy on this machine: it costs
-a few passes over the rows, next to a reduction over pairs.
+a few passes over the rows, next to a reduction over pairs. Of tensors come tensors, real ones of the dtype of the
+first real one, whole numbers as int64; of these functions autograd knows `sort_clusters` alone.
 
 >>> x = np.array([[0.1, 0.1], [5.2, 5.1], [0.3, 0.2], [5.3, 5.4]])
 >>> labels = grid_cluster(x, 1.0)
@@ -20,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from farsum.arrays import Array
+from farsum.tensors import in_order, is_tensor, on_tensors, plain
 from farsum_kernels.errors import ArrayError, DtypeError, ShapeError
 
 Six = tuple[Array, Array, Array, Array, Array, Array]
 
 
+@on_tensors
 def grid_cluster(x: Array, size: Any) -> Array:
     """Labels (M,), int64: the cells of a grid that holds the points, numbered 0 to C-1.
 
@@ -72,15 +75,24 @@ def sort_clusters(x: Any, lab: Array) -> tuple[Any, Array]:
     x     an array (M, ...), or a tuple or list of such arrays, which comes back as a tuple or list
     lab   (M,) labels
 
-    Raises ShapeError where x and lab differ in length.
+    Tensors keep their gradients. Raises ShapeError where x and lab differ in length.
     """
-    lab = _labels(lab)
-    order = np.argsort(lab, kind="stable")
+    held = _labels(plain(lab))
+    order = np.argsort(held, kind="stable")
+    labels = in_order(lab, order) if is_tensor(lab) else held[order]
     if isinstance(x, tuple | list):
-        return type(x)([_rows(part, lab, f"x[{n}]")[order] for n, part in enumerate(x)]), lab[order]
-    return _rows(x, lab, "x")[order], lab[order]
+        return type(x)([_sorted(part, held, order, f"x[{n}]") for n, part in enumerate(x)]), labels
+    return _sorted(x, held, order, "x"), labels
 
 
+def _sorted(x: Any, lab: Array, order: Array, what: str) -> Any:
+    if not is_tensor(x):
+        return _rows(x, lab, what)[order]
+    _rows(plain(x.detach()), lab, what)
+    return in_order(x, order)
+
+
+@on_tensors
 def cluster_ranges(lab: Array, Nlab: Array | None = None) -> Array:
     """Where each cluster begins and ends once rows are sorted by label: (C, 2), int64, the ends exclusive.
 
@@ -91,6 +103,7 @@ def cluster_ranges(lab: Array, Nlab: Array | None = None) -> Array:
     return np.stack([np.concatenate([[0], ends[:-1]]), ends], 1) if len(ends) else np.zeros((0, 2), np.int64)
 
 
+@on_tensors
 def cluster_centroids(
     x: Array,
     lab: Array,
@@ -111,6 +124,7 @@ def cluster_centroids(
     return _centroids(x, lab, _counts(lab, Nlab), _weights(weights, lab), weights_c)
 
 
+@on_tensors
 def cluster_ranges_centroids(
     x: Array, lab: Array, weights: Array | None = None, min_weight: float | None = None
 ) -> tuple[Array, Array, Array]:
@@ -119,7 +133,8 @@ def cluster_ranges_centroids(
     x            (M, D) points
     lab          (M,) labels
     weights      (M,) or (M, 1); without them the third array, float64, holds the number of points
-    min_weight   weights at or below it are taken to be it, so that no centroid of points is NaN
+    min_weight   weights at or below it are taken to be it, so that no centroid of points is NaN; None for no such
+                 bound, and for 1e-9 where x is a tensor
     """
     lab = _labels(lab)
     x = _rows(_points(x), lab, "x")
@@ -130,6 +145,7 @@ def cluster_ranges_centroids(
     return cluster_ranges(lab, counts), _centroids(x, lab, counts, w, None), heavy
 
 
+@on_tensors
 def from_matrix(ranges_i: Array, ranges_j: Array, keep: Array) -> Six:
     """The `ranges` of a reduction that keeps the pairs of clusters marked in a matrix.
 

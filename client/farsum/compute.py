@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -12,13 +12,22 @@ import numpy as np
 from farsum import progress
 from farsum.arrays import Array, as_ranges
 from farsum.futures import Submitted, mapped
-from farsum.handle import Handle, handle_of
+from farsum.handle import Content, Handle, handle_of
 from farsum.recorded import Tape, record_step, tape_of
 from farsum.target import prepared, remote
+from farsum.tensors import among, is_array, is_tensor, recast
 from farsum_kernels.errors import DtypeError, EngineMissing, FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, node, variables
 from farsum_kernels.formula.reductions import Kind, reduction_named
-from farsum_kernels.job import Extent, Options, Result, Spec, check_arrays, output_dtypes, output_shapes
+from farsum_kernels.job import (
+    Extent,
+    Options,
+    Spec,
+    check_arrays,
+    dtype_name,
+    output_dtypes,
+    output_shapes,
+)
 
 _BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
 _SCHEMES = ("auto", "direct_sum", "block_sum", "kahan_scheme")
@@ -83,6 +92,44 @@ def check_backend(backend: Any) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What goes with the arrays of a job and is no part of its formula.
+
+    deadline_s   give up after so many seconds
+    keep         leave the results where they are computed
+    ranges       the six arrays of a block-sparse reduction, at their places
+    guarded      by variable index, tensors that do not change while it is held, as what an engine hashes once; None
+                 where nothing was sent yet
+    """
+
+    deadline_s: float | None = None
+    keep: bool = False
+    ranges: Mapping[int, Array] = field(default_factory=dict)
+    guarded: dict[int, Content | None] = field(default_factory=dict)
+
+
+PLAIN = Call()
+
+
+def evaluate(spec: Spec, arrays: Mapping[int, Any], call: Call = PLAIN) -> tuple[Any, ...]:
+    """The results of a job: arrays of arrays, or tensors of tensors, which autograd then knows.
+
+    Ranges stand beside the arrays, at their places, or in the call.
+    """
+    if among(arrays.values()):
+        from farsum.autograd import reduced
+
+        return reduced(spec, arrays, call)
+    if call.ranges:
+        arrays = {**arrays, **call.ranges}
+    options = progress.options(call.deadline_s, call.keep)
+    try:
+        return prepared(spec).run(within_reach(arrays), options).values
+    finally:
+        progress.done(options)
+
+
 class Computation:
     """A reduction of a formula over the inputs 0, 1, …, lacking only their arrays.
 
@@ -132,10 +179,13 @@ class Computation:
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
+        are_tensors = among(arrays.values())
         spec, arrays = self._asked(arrays, dtype, ranges)
         if names is not None or out is not None:
             extent = check_arrays(spec, arrays, names)
             if out is not None:
+                if is_tensor(out) is not are_tensors:
+                    raise OperandError(f"out is an array like those of the formula, not {type(out).__name__}")
                 _check_out(out, self.spec(dtype), extent)
         if keep and out is not None:
             raise OperandError(
@@ -143,14 +193,12 @@ class Computation:
             )
         if tape := tape_of(arrays.values()):
             values = _recorded(tape, spec, arrays, names, out is not None or keep or deadline_s is not None)
-            values = tuple(v.astype(dtype) if self.is_wide(dtype) else v for v in values)
+            values = tuple(recast(v, dtype) if self.is_wide(dtype) else v for v in values)
             return values[0] if len(values) == 1 else values
-        options = progress.options(deadline_s, keep)
-        try:
-            result = prepared(spec).run(within_reach(arrays), options)
-        finally:
-            progress.done(options)
-        found = self._answered(result, dtype, keep)
+        if are_tensors and keep:
+            raise OperandError("keep leaves a handle, which is no tensor: of tensors come tensors")
+        values = evaluate(spec, arrays, Call(deadline_s, keep) if deadline_s is not None or keep else PLAIN)
+        found = self._answered(values, dtype, keep)
         if out is not None:
             out[...] = found
             return out
@@ -166,11 +214,15 @@ class Computation:
         keep: bool,
         finish: Callable[[Any], Any] = lambda found: found,
     ) -> Submitted:
-        """The future of finish(what `run` gives). Raises for arrays that do not fit at once."""
+        """The future of finish(what `run` gives). Raises for arrays that do not fit at once, and for tensors."""
+        if among(arrays.values()):
+            raise OperandError(
+                "submit takes arrays and handles; autograd cannot wait for a tensor: call the reduction instead"
+            )
         spec, arrays = self._asked(arrays, dtype, ranges)
         check_arrays(spec, arrays, names)
         job = prepared(spec).submit(within_reach(arrays), Options(deadline_s, keep=keep))
-        return mapped(job, lambda result: finish(self._answered(result, dtype, keep)))
+        return mapped(job, lambda result: finish(self._answered(result.values, dtype, keep)))
 
     def _asked(
         self, arrays: Mapping[int, Array], dtype: str, ranges: Sequence[Array] | None
@@ -178,18 +230,17 @@ class Computation:
         """The job, and the arrays that it takes."""
         wide = self.is_wide(dtype)
         if wide:
-            arrays = {n: a.astype(np.float64) for n, a in arrays.items()}
+            arrays = {n: recast(a, "float64") for n, a in arrays.items()}
         if ranges is not None:
             arrays = {**arrays, **as_ranges(ranges)}
         return self.spec("float64" if wide else dtype), arrays
 
-    def _answered(self, result: Result, dtype: str, keep: bool) -> Any:
-        """What the user gets of a result."""
-        values = result.values
+    def _answered(self, values: tuple[Any, ...], dtype: str, keep: bool) -> Any:
+        """What the user gets of the results of a job."""
         if keep:
             values = tuple(v if isinstance(v, Handle) else handle_of(v) for v in values)
         if self.is_wide(dtype):
-            values = tuple(v.astype(dtype) for v in values)
+            values = tuple(recast(v, dtype) for v in values)
         return values[0] if len(values) == 1 else values
 
     def is_wide(self, dtype: str) -> bool:
@@ -244,14 +295,14 @@ def _check_out(out: Any, spec: Spec, extent: Extent) -> None:
 
 
 def check_fits(out: Any, shape: tuple[int, ...], dtype: str) -> None:
-    """Raise unless `out` is an array of this shape and dtype that can be written to."""
-    if not isinstance(out, np.ndarray):
+    """Raise unless `out` is an array, or a tensor, of this shape and dtype that can be written to."""
+    if not is_array(out) or isinstance(out, Handle):
         raise OperandError(
-            f"out is a NumPy array of dtype {dtype} and shape {shape}, not {type(out).__name__}"
+            f"out is an array of dtype {dtype} and shape {shape}, like the result, not {type(out).__name__}"
         )
-    if out.dtype.name != dtype:
-        raise DtypeError(f"out has dtype {out.dtype}; the result is a NumPy array of dtype {dtype}")
-    if out.shape != shape:
-        raise ShapeError(f"out has shape {out.shape}; the result has shape {shape}")
-    if not out.flags.writeable:
+    if dtype_name(out.dtype) != dtype:
+        raise DtypeError(f"out has dtype {out.dtype}; the result has dtype {dtype}")
+    if tuple(out.shape) != tuple(shape):
+        raise ShapeError(f"out has shape {tuple(out.shape)}; the result has shape {tuple(shape)}")
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ShapeError("out is read-only")

@@ -11,6 +11,7 @@ from farsum.arrays import Array, as_ranges
 from farsum.compute import Computation
 from farsum.frame import Ranges
 from farsum.target import prepared
+from farsum.tensors import plain, recast
 from farsum_kernels.job import RANGES, check_arrays, output_shapes
 
 
@@ -62,7 +63,7 @@ def explained(
 ) -> Explanation:
     """The explanation of a reduction of these arrays. Raises what running it would raise for its arguments."""
     spec = made.spec("float64" if made.accuracy.wide else dtype)
-    arrays = {n: a.astype(spec.dtype, copy=False) for n, a in arrays.items()} | as_ranges(ranges)
+    arrays = {n: plain(recast(a, spec.dtype)) for n, a in arrays.items()} | as_ranges(ranges)
     extent = check_arrays(spec, arrays)
     outlook = prepared(spec).outlook(arrays)
     pairs = extent.pairs if ranges is None else _pairs_in(arrays, made.axis)

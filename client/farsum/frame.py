@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from farsum.arrays import Array, Held, Slot, promoted
+from farsum.tensors import one_home
 from farsum_kernels.errors import FormulaError, InputMissing, ShapeError
 from farsum_kernels.formula.expr import Expr, I, J, substitute, variable
 
@@ -20,13 +21,14 @@ class Frame:
     ni, nj     rows of x_i and of y_j; None while no array says so
     batch      the broadcast batch shape
     dtype      the promoted dtype of the arrays; None without arrays
+    home       NUMPY, or the device of the tensors; None without arrays
     ranges     the six arrays of a block-sparse reduction that every reduction is to use
     backend    the backend that every reduction is to use
 
     A value: it is shared between formulas and never changed.
     """
 
-    __slots__ = ("backend", "batch", "dtype", "inputs", "ni", "nj", "ranges")
+    __slots__ = ("backend", "batch", "dtype", "home", "inputs", "ni", "nj", "ranges")
 
     def __init__(
         self,
@@ -37,7 +39,9 @@ class Frame:
         dtype: str | None = None,
         ranges: Ranges | None = None,
         backend: str | None = None,
+        home: Any = None,
     ) -> None:
+        self.home = home
         self.inputs = inputs
         self.ni = ni
         self.nj = nj
@@ -74,7 +78,7 @@ class Frame:
         """The same inputs with the roles of i and j exchanged."""
         ranges = None if self.ranges is None else (*self.ranges[3:], *self.ranges[:3])
         inputs = tuple(held.swapped() for held in self.inputs)
-        return Frame(inputs, self.nj, self.ni, self.batch, self.dtype, ranges, self.backend)
+        return Frame(inputs, self.nj, self.ni, self.batch, self.dtype, ranges, self.backend, self.home)
 
     def but(self, **changes: Any) -> Frame:
         """The same with some fields changed."""
@@ -88,7 +92,12 @@ def frame_of(held: Held) -> Frame:
     """The frame of one input."""
     rows, category = held.rows, held.category
     return Frame(
-        (held,), rows if category == I else None, rows if category == J else None, held.batch, held.dtype
+        (held,),
+        rows if category == I else None,
+        rows if category == J else None,
+        held.batch,
+        held.dtype,
+        home=held.home,
     )
 
 
@@ -102,15 +111,17 @@ def join(a: Frame, b: Frame, op: str) -> tuple[Frame, tuple[int, ...] | None]:
     if not a.inputs and a.ranges is None and a.backend is None:
         return b, None
     inputs, places = _merged(a.inputs, b.inputs)
+    home = a.home if a.home is b.home else one_home(a.home, b.home, op)
     return (
         Frame(
             inputs,
             _same_rows(a.ni, b.ni, "i", op),
             _same_rows(a.nj, b.nj, "j", op),
             a.batch if a.batch == b.batch else _broadcast(a.batch, b.batch, op),
-            promoted(a.dtype, b.dtype),
+            promoted(a.dtype, b.dtype, home, op),
             _same_ranges(a.ranges, b.ranges, op),
             _same_backend(a.backend, b.backend, op),
+            home,
         ),
         places,
     )

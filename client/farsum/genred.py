@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from farsum.arrays import Array, as_reals, checked, described
+from farsum.arrays import Array, as_reals, checked, described, promoted
 from farsum.compute import Computation, accuracy_of, check_backend, counting
 from farsum.futures import Submits, Submitted
-from farsum.handle import Handle
+from farsum.tensors import home_of, is_array, is_tensor, one_home, recast
 from farsum_kernels.errors import (
     AxisError,
     DimensionError,
@@ -25,14 +25,14 @@ from farsum_kernels.errors import (
 from farsum_kernels.formula.aliases import read_alias
 from farsum_kernels.formula.expr import P
 from farsum_kernels.formula.text import parse
-from farsum_kernels.job import DTYPES
+from farsum_kernels.job import DTYPES, dtype_name
 
 if TYPE_CHECKING:
     from farsum.explain import Explanation
 
 
 class Genred(Submits):
-    """A reduction of a formula given as text; call it on NumPy arrays.
+    """A reduction of a formula given as text; call it on NumPy arrays, or on tensors.
 
     formula        the formula, e.g. "Exp(-p*SqDist(x,y))*b"
     aliases        its arguments in order: "x = Vi(3)" rows x_i, "y = Vj(3)" rows y_j, "p = Pm(1)" a parameter
@@ -106,11 +106,11 @@ class Genred(Submits):
 
     def __call__(
         self,
-        *args: Array | Handle,
+        *args: Any,
         backend: str = "auto",
         device_id: int = -1,
-        ranges: Sequence[Array] | None = None,
-        out: Array | None = None,
+        ranges: Sequence[Any] | None = None,
+        out: Any = None,
         deadline_s: float | None = None,
         keep: bool = False,
     ) -> Any:
@@ -132,20 +132,20 @@ class Genred(Submits):
 
     def submit(
         self,
-        *args: Array | Handle,
+        *args: Any,
         ranges: Sequence[Array] | None = None,
         deadline_s: float | None = None,
         keep: bool = False,
     ) -> Submitted:
         """The future of a call. The arrays must not change until it is done; those of handles never do.
 
-        Raises ShapeError or DtypeError at once. `asubmit` is the same, awaited.
+        Raises ShapeError or DtypeError at once, and OperandError for tensors. `asubmit` is the same, awaited.
         """
         arrays, dtype = self.typed(args)
         names = {a.index: a.label for a in self._arguments}
         return self.computation.submit(arrays, dtype, names, ranges, deadline_s, keep)
 
-    def explain(self, *args: Array | Handle) -> Explanation:
+    def explain(self, *args: Any) -> Explanation:
         """What a call on these arrays computes, sends and costs, without computing anything."""
         from farsum.explain import explained
 
@@ -159,8 +159,10 @@ class Genred(Submits):
             checked(array, argument.label)
         dtype = self._dtype
         if dtype is None:
-            dtype = str(np.result_type(*[a.dtype for a in args]))
-            arrays = {n: a.astype(dtype, copy=False) for n, a in arrays.items()}
+            dtype = common_dtype(args, [a.label for a in self._arguments])
+            arrays = {n: recast(a, dtype) for n, a in arrays.items()}
+        elif any(is_tensor(a) for a in args):
+            common_dtype(args, [a.label for a in self._arguments])
         return arrays, dtype
 
     def _inputs(self, args: Sequence[Array]) -> dict[int, Array]:
@@ -169,8 +171,10 @@ class Genred(Submits):
         if len(args) != self.nargs:
             raise ShapeError(f"expected {self.nargs} arguments ({words}), received {len(args)}")
         for argument, array in zip(self._arguments, args, strict=True):
-            if not isinstance(array, np.ndarray | Handle):
-                raise OperandError(f"{argument.label} must be a NumPy array, not {described(array)}")
+            if not is_array(array):
+                raise OperandError(
+                    f"{argument.label} must be a NumPy array or a tensor, not {described(array)}"
+                )
         if not args:
             raise FormulaError(f"{self._text} has no arguments: there is nothing to reduce")
         rank = max((a.ndim for v, a in zip(self._arguments, args, strict=True) if v.category != P), default=2)
@@ -178,6 +182,20 @@ class Genred(Submits):
             v.index: _parameter(a, rank) if v.category == P else a
             for v, a in zip(self._arguments, args, strict=True)
         }
+
+
+def common_dtype(args: Sequence[Any], names: Sequence[str]) -> str:
+    """The dtype that arguments have together: NumPy's; of tensors the one that all have.
+
+    Raises OperandError where NumPy arrays and tensors meet, or two devices; DtypeError for tensors of two dtypes.
+    """
+    if not any(is_tensor(a) for a in args):
+        return str(np.result_type(*[a.dtype for a in args]))
+    home, dtype = home_of(args[0]), dtype_name(args[0].dtype)
+    for arg, name in zip(args, names, strict=True):
+        home = one_home(home, home_of(arg), name)
+        dtype = promoted(dtype, dtype_name(arg.dtype), home, name) or dtype
+    return dtype
 
 
 def _kept(k: Any) -> int | None:
@@ -201,7 +219,7 @@ def _named_dtype(dtype: Any) -> str | None:
     try:
         name = str(np.dtype(dtype).name)
     except TypeError:
-        name = str(dtype)
+        name = dtype_name(dtype)
     if name not in DTYPES:
         raise DtypeError(f"dtype {name} is not one of {', '.join(DTYPES)}")
     return name

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from farsum.arrays import Array, Slot, described
+from farsum.arrays import Array, Slot, as_numbers, described
 from farsum.compute import check_backend
-from farsum.handle import Handle
 from farsum.lazy import Lazy, made_from, of_input
 from farsum.reduced import Reduced
-from farsum.systems import found, solve_by, widened
+from farsum.systems import System, widened
+from farsum.tensors import is_array
 from farsum_kernels.errors import (
     AxisError,
     DimensionError,
@@ -63,14 +63,14 @@ class Inverse:
             )
         place = next(n for n, slot in enumerate(slots) if slot.index == self._unknown)
         given = list(args)
-        if not isinstance(given[place], np.ndarray | Handle):
-            raise OperandError(f"the right-hand side must be a NumPy array, not {described(given[place])}")
+        if not is_array(given[place]):
+            raise OperandError(f"the right-hand side must be an array, not {described(given[place])}")
         arrays, dtype, _ = self._product._arranged(tuple(given))
         place = self._product.frame.inputs.index(slots[place])
         b = arrays[place]
         self._check_rows(arrays, b)
         batch = np.broadcast_shapes(
-            *(a.shape[: -1 if h.category == P else -2] for h, a in self._held(arrays))
+            *(tuple(a.shape[: -1 if h.category == P else -2]) for h, a in self._held(arrays))
         )
         arrays[place] = widened(b, batch)
         options.pop("device_id", None)
@@ -78,9 +78,10 @@ class Inverse:
         ranges = options.pop("ranges", self._product.ranges)
         if options:
             raise TypeError(f"solve takes no option {next(iter(options))!r}")
-        rule = solve_by(arrays[place], place, **solving)
+        alpha = solving.pop("alpha")
+        system = System(self._product.computation, place, dtype, solving, ranges, deadline_s, keep)
         try:
-            (a,) = found(self._product.computation, arrays, dtype, rule, ranges, deadline_s, keep)
+            a = system.solved(arrays, alpha)
         except SolverDidNotConverge as error:
             if error.iterate is not None:
                 error.iterate = self._numbers(error.iterate)
@@ -88,7 +89,7 @@ class Inverse:
         return self._numbers(a)
 
     def _numbers(self, a: Any) -> Any:
-        return a.view(f"complex{16 * a.dtype.itemsize}") if self._product.is_complex else a
+        return as_numbers(a) if self._product.is_complex else a
 
     def _held(self, arrays: dict[int, Array]) -> list[tuple[Any, Array]]:
         return [(held, arrays[n]) for n, held in enumerate(self._product.frame.inputs)]
@@ -135,11 +136,11 @@ def solve(lazy: Any, other: Any, var: Any, call: bool, options: dict[str, Any]) 
 
 def _right_hand_side(other: Any) -> Any:
     """The right-hand side as a lazy tensor of one array or symbol, along i or j."""
-    if isinstance(other, np.ndarray | Handle):
+    if is_array(other):
         if other.ndim != 2:
             raise ShapeError(
                 f"the right-hand side is an array (N, E), Vi(b), Vj(b) or a LazyTensor of one array; received an array "
-                f"of shape {other.shape}: write b[:, None] for one column"
+                f"of shape {tuple(other.shape)}: write b[:, None] for one column"
             )
         return made_from(other, axis=I)
     if not isinstance(other, Lazy):

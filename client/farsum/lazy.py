@@ -23,6 +23,7 @@ from farsum.arrays import (
 )
 from farsum.compute import check_backend
 from farsum.frame import EMPTY, Frame, Ranges, frame_of, join, renumbered
+from farsum.tensors import is_tensor
 from farsum_kernels.errors import (
     AxisError,
     DimensionError,
@@ -245,7 +246,7 @@ class Lazy:
         return frame, exprs
 
     def _shapes(self, others: Sequence[Any]) -> str:
-        shapes = (str(o.shape if isinstance(o, Lazy) else np.shape(o)) for o in (self, *others))
+        shapes = (str(tuple(o.shape) if hasattr(o, "shape") else np.shape(o)) for o in (self, *others))
         return f"operands of shape {' and '.join(shapes)}"
 
     def _swapped(self) -> Self:
@@ -281,7 +282,7 @@ def printed(expr: Expr, frame: Frame, shape: tuple[int, ...]) -> str:
 
 def make(expr: Expr, frame: Frame, is_complex: bool = False) -> Any:
     """The lazy tensor of a formula over a frame."""
-    if is_complex and frame.dtype == "float16":
+    if is_complex and frame.dtype in ("float16", "bfloat16"):
         frame = frame.but(dtype="float32")  # there are no complex numbers of halves
     made = object.__new__(Lazy.kinds[is_complex])
     made.expr = expr
@@ -314,6 +315,8 @@ def made_from(x: Any, axis: int | None = None, complex_symbol: bool = False) -> 
     """The lazy tensor of an array, a number, a list of numbers or a symbolic variable."""
     if type(x) is np.ndarray and not complex_symbol:
         return of_input(read_array(x, axis), x.dtype.kind == "c")
+    if is_tensor(x) and not complex_symbol:
+        return of_input(read_array(x, axis), x.is_complex())
     if type(x) is int or isinstance(x, np.integer):
         if axis is not None and axis not in (0, 1, 2):
             raise AxisError(f"axis={axis!r} is none of 0 (i), 1 (j)")

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from farsum.arrays import described
-from farsum.handle import Handle
 from farsum.lazy import made_from
 from farsum.matrix import Matrix
 from farsum.operations import Operations
 from farsum.reductions import RealReductions
+from farsum.tensors import is_array
 from farsum_kernels.errors import FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import CATEGORIES, I, J, P
 
 
 class LazyTensor(Operations, Matrix, RealReductions):
     """A symbolic tensor of shape (*batch, M, N, D), written from arrays and evaluated by a reduction.
+
+    Arrays are NumPy's or PyTorch tensors, not both in one formula; what it reduces to is of the same kind.
 
     x           (..., M, 1, D) rows of x_i; (..., 1, N, D) rows of y_j; (..., 1, 1, D), (D,) or () a parameter;
                 a number or list of numbers, also a parameter; a 2-D array together with `axis`; or three ints
@@ -32,6 +32,7 @@ class LazyTensor(Operations, Matrix, RealReductions):
     Of complex numbers it makes a ComplexLazyTensor. Raises ShapeError, DtypeError, AxisError or
     OperandError when x can be none of these.
 
+    >>> import numpy as np
     >>> x = np.random.rand(5, 3); y = np.random.rand(7, 3)
     >>> D_ij = ((LazyTensor(x[:, None, :]) - LazyTensor(y[None, :, :])) ** 2).sum(-1)
     >>> D_ij.shape
@@ -60,16 +61,16 @@ def Var(x_or_ind: Any, dim: int | None = None, cat: int | None = None) -> Any:
             )
         return made_from((x_or_ind, dim, cat))
     if cat == P:
-        if isinstance(x_or_ind, np.ndarray | Handle) and x_or_ind.ndim > 1:
-            raise ShapeError(f"Pm takes one vector; received an array of shape {x_or_ind.shape}")
+        if is_array(x_or_ind) and x_or_ind.ndim > 1:
+            raise ShapeError(f"Pm takes one vector; received an array of shape {tuple(x_or_ind.shape)}")
         return made_from(x_or_ind)
     if type(x_or_ind) is int:
         raise ShapeError(f"a symbolic variable needs its dimension: write {name}({x_or_ind}, D)")
-    is_array = isinstance(x_or_ind, np.ndarray | Handle)
-    if not is_array or x_or_ind.ndim != 2:
-        what = f"an array of shape {x_or_ind.shape}" if is_array else described(x_or_ind)
-        error = ShapeError if is_array or isinstance(x_or_ind, float | list) else OperandError
-        many = is_array and x_or_ind.ndim > 2
+    array = is_array(x_or_ind)
+    if not array or x_or_ind.ndim != 2:
+        what = f"an array of shape {tuple(x_or_ind.shape)}" if array else described(x_or_ind)
+        error = ShapeError if array or isinstance(x_or_ind, float | list) else OperandError
+        many = array and x_or_ind.ndim > 2
         raise error(
             f"{name} takes a 2-D array of points, one per row; received {what}"
             f"{', which says itself what it is: write LazyTensor(x)' if many else ''}"
@@ -80,6 +81,7 @@ def Var(x_or_ind: Any, dim: int | None = None, cat: int | None = None) -> Any:
 def Vi(x_or_ind: Any, dim: int | None = None) -> Any:
     """Rows x_i: from an array (M, D), or the symbolic variable (index, dim).
 
+    >>> import numpy as np
     >>> Vi(np.zeros((5, 3))).shape, Vi(0, 3).shape
     ((5, 1, 3), (1, 1, 3))
     """

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from farsum.arrays import Array, Input, as_reals, checked, complex_name, described
+from farsum.arrays import Array, Input, as_numbers, as_reals, checked, described, is_complex
 from farsum.compute import computation
 from farsum.handle import Handle
 from farsum.lazy import Lazy, make, of_input
 from farsum.reductions import Reductions
+from farsum.tensors import NUMPY, is_array, is_tensor, plain, repeated, rows_of
 from farsum_kernels.errors import AxisError, DimensionError, FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, I, J, P, substitute, variable
+from farsum_kernels.job import ITEMSIZE
 
 if TYPE_CHECKING:
     from farsum.explain import Explanation
@@ -67,13 +69,13 @@ class Matrix(Reductions):
                 f"K @ v needs an array v, not a LazyTensor of shape {v.shape}: two lazy matrices have no lazy product; "
                 f"write K @ (L @ v) for an array v"
             )
-        if not isinstance(v, np.ndarray | Handle):
-            raise OperandError(f"K @ v needs a NumPy array v, not {described(v)}")
+        if not is_array(v):
+            raise OperandError(f"K @ v needs an array v, not {described(v)}")
         if v.ndim == 0:
             raise ShapeError("K @ v needs a vector or a matrix, not a number; write K * v")
         columns = checked(as_reals(v.reshape(-1, 1) if v.ndim == 1 else v), "the array v in K @ v")
-        held = Input(columns, J)
-        leaf = of_input(held, v.dtype.kind == "c")
+        held = Input(columns, J, source=v if is_tensor(v) else None)
+        leaf = of_input(held, is_complex(v))
         found = (self * leaf)._reduce("Sum", 1, **options)
         if v.ndim == 1:
             return found.reshape(found.shape[:-1]) if isinstance(found, Handle) else found[..., 0]
@@ -125,7 +127,7 @@ class Matrix(Reductions):
         Raises ShapeError if that takes more than `max_bytes`, FormulaError with symbolic variables.
         """
         self._need_whole("dense")
-        size = prod(self._shape) * np.dtype(self.frame.dtype or "float64").itemsize
+        size = prod(self._shape) * ITEMSIZE[self.frame.dtype or "float64"]
         if size > max_bytes:
             raise ShapeError(
                 f"a dense array of shape {self.shape} takes {size:,} bytes, more than max_bytes={max_bytes:,}; "
@@ -169,18 +171,21 @@ class Matrix(Reductions):
 
     def _arrays(self) -> tuple[Input, ...]:
         found = (held for held in self.frame.inputs if isinstance(held, Input))
-        return tuple(h if h.source is None else Input(h.of(h.array.dtype.name), h.category) for h in found)
+        return tuple(
+            h if h.source is None or h.home is not NUMPY else Input(h.of(h.array.dtype.name), h.category)
+            for h in found
+        )
 
     def _evaluated(self, expr: Expr, inputs: Sequence[Input], axis: int, lead: tuple[int, ...]) -> Array:
         """The values of a formula in which no axis is left to reduce: an array (*lead, D), or (*lead) for scalars."""
-        dtype = self.frame.dtype or "float64"
+        dtype, home = self.frame.dtype or "float64", self.frame.home or NUMPY
         found = computation(expr, None, "Sum", axis).run(
-            {n: held.of(dtype) for n, held in enumerate(inputs)}, dtype
+            {n: held.of(dtype, home) for n, held in enumerate(inputs)}, dtype
         )
-        found = found.view(complex_name(dtype)) if self.is_complex else found
+        found = as_numbers(found) if self.is_complex else found
         tail = found.shape[-1:]
         if found.shape != (*lead, *tail):  # an axis that no array has counts once
-            found = np.broadcast_to(found, (*lead, *tail)).copy()
+            found = repeated(found, (*lead, *tail))
         return found[..., 0] if tail == (1,) else found
 
     # ── entries ───────────────────────────────────────────────────────────────────────────────────
@@ -190,6 +195,7 @@ class Matrix(Reductions):
 
         Lazy where a matrix is left, an array where single rows, columns or entries are asked for.
         """
+        key = tuple(map(plain, key)) if isinstance(key, tuple) else plain(key)
         if not isinstance(key, tuple):
             if isinstance(key, list | np.ndarray):
                 return self._taken(I, key)
@@ -204,7 +210,7 @@ class Matrix(Reductions):
         taken = lazy._taken(I, [rows] if _is_int(rows) else rows)
         taken = taken._taken(J, [columns] if _is_int(columns) else columns)
         if _is_int(rows) or _is_int(columns):
-            return np.squeeze(taken.dense(), axis=self.nbatchdims + (not _is_int(rows)))
+            return taken.dense().squeeze(self.nbatchdims + (not _is_int(rows)))
         return taken
 
     def _keys(self, key: tuple[Any, ...]) -> tuple[Any, Any, Any]:
@@ -264,7 +270,7 @@ class Matrix(Reductions):
                 f"and {count} cannot be taken; combine it with an array first"
             )
         inputs = tuple(
-            Input(h.array[..., chosen, :], category, h.loose) if h.category == category else h
+            Input(rows_of(h.array, chosen), category, h.loose) if h.category == category else h
             for h in self._arrays()
         )
         frame = self.frame
@@ -289,7 +295,7 @@ class Matrix(Reductions):
             ) from None
         at = {I: i.reshape(-1), J: j.reshape(-1)}
         inputs = tuple(
-            h if h.category == P else Input(h.array[..., at[h.category], :], I, h.loose)
+            h if h.category == P else Input(rows_of(h.array, at[h.category]), I, h.loose)
             for h in self._arrays()
         )
         found = self._evaluated(_recast(self.expr, {J: I}), inputs, 1, (*self.frame.batch, i.size))

@@ -66,11 +66,19 @@ MODULES: dict[str, dict[str, str]] = {
     "pykeops.numpy.generic.generic_red": _of("farsum.numpy", "Genred"),
     "pykeops.numpy.lazytensor": {},
     "pykeops.numpy.lazytensor.LazyTensor": _of("farsum.numpy", "ComplexLazyTensor", "LazyTensor", "Pm", "Var", "Vi", "Vj"),
-    "pykeops.numpy.operations": _of("farsum.solve", "ConjugateGradientSolver", "KernelSolve"),
+    "pykeops.numpy.operations": _of("farsum.solve", "ConjugateGradientSolver") | _of("farsum.numpy", "KernelSolve"),
     "pykeops.numpy.utils": _KERNELS | {"WarmUpGpu": f"{_PACKAGE}:warm_up_gpu", "IsGpuAvailable": f"{_PACKAGE}:has_gpu"},
-    # The front end for PyTorch plugs in here: this row works as soon as farsum.torch can be imported, and
-    # the modules below pykeops.torch join it as rows like those of pykeops.numpy.
     "pykeops.torch": {"*": "farsum.torch"},
+    "pykeops.torch.cluster": _MEANS | _of("farsum.cluster", "from_matrix", "grid_cluster"),
+    "pykeops.torch.cluster.matrix": _of("farsum.cluster", "from_matrix"),
+    "pykeops.torch.cluster.utils": _MEANS,
+    "pykeops.torch.generic": {},
+    "pykeops.torch.generic.generic_ops": _of("farsum.torch", *_GENERIC),
+    "pykeops.torch.generic.generic_red": _of("farsum.torch", "Genred"),
+    "pykeops.torch.lazytensor": {},
+    "pykeops.torch.lazytensor.LazyTensor": _of("farsum.torch", "ComplexLazyTensor", "LazyTensor", "Pm", "Var", "Vi", "Vj"),
+    "pykeops.torch.operations": _of("farsum.torch", "KernelSolve") | _of("farsum.solve", "ConjugateGradientSolver"),
+    "pykeops.torch.utils": _of("farsum.pykeops_kernels", "torch_kernel") | {"WarmUpGpu": f"{_PACKAGE}:warm_up_gpu"},
     "keopscore": _TOP | _of(_PACKAGE, "auto_factorize", "cuda_config", "debug_ops") | {
         "clean_keops": f"{_PACKAGE}:clean_pykeops"},
     # Releases of keopscore disagree on whether `config.config` is a module or an object, and on what is

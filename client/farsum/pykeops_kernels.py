@@ -6,7 +6,7 @@ Every function here holds all pairs in memory at once. In what follows q is the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -63,6 +63,17 @@ def np_kernel(x: Array, y: Array, s: float, kernel: str) -> Array:
     array([[0.33333333]])
     """
     return _radial(kernel)[0](squared_distances(x, y), s)
+
+
+def torch_kernel(x: Any, y: Any, s: float, kernel: str) -> Any:
+    """`np_kernel` of tensors, differentiable: `pykeops.torch.utils` names it so."""
+    _radial(kernel)
+    q = (x[:, None] - y[None]).square().sum(-1)
+    if kernel == "gaussian":
+        return (-q / s**2).exp()
+    if kernel == "laplacian":
+        return (-q.sqrt() / s).exp()
+    return 1 / (1 + q / s**2) if kernel == "cauchy" else (1 + q / s**2).rsqrt()
 
 
 def log_np_kernel(x: Array, y: Array, s: float, kernel: str) -> Array:

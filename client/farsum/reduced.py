@@ -6,12 +6,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 
-from farsum.arrays import Array, Input, Slot, as_reals, checked, complex_name, described, is_number, promoted
+from farsum.arrays import (
+    Array,
+    Input,
+    Slot,
+    as_numbers,
+    as_reals,
+    checked,
+    complex_name,
+    described,
+    is_number,
+    promoted,
+)
 from farsum.compute import Accuracy, check_backend, check_fits, computation, counting
 from farsum.frame import Frame, Ranges, renumbered
 from farsum.futures import Submits, Submitted
-from farsum.handle import Handle, put
+from farsum.handle import put
 from farsum.lazy import printed
+from farsum.tensors import NUMPY, constant, home_of, is_array, one_home, recast
 from farsum_kernels.errors import FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, P, swap_axes, variable
 from farsum_kernels.job import dtype_name
@@ -72,7 +84,10 @@ class Reduced(Submits):
             self.slots = frame.slots
             if not self.slots:
                 raise FormulaError(f"{self.formula} has no array in it: there is nothing to reduce")
-        elif all(held.loose or (held.dtype == dtype and held.source is None) for held in frame.inputs):
+        elif all(
+            held.loose or (held.dtype == dtype and (held.source is None or held.home is not NUMPY))
+            for held in frame.inputs
+        ):
             self._bound = self._held(dtype)  # the very arrays: a later call need not look again
 
     # ── what it is ────────────────────────────────────────────────────────────────────────────────
@@ -232,7 +247,7 @@ class Reduced(Submits):
 
     def _finished(self, found: Any) -> Any:
         if self.is_complex:
-            found = found.view(complex_name(found.dtype.name))
+            found = as_numbers(found)
         return self._selection.restored(found, self.computation) if self._selection else found
 
     def _into(
@@ -240,12 +255,15 @@ class Reduced(Submits):
     ) -> Array:
         held = self.ranges if ranges is KEEP else ranges
         found = self._finished(self.computation.run(arrays, dtype, None, held, None, deadline_s))
-        check_fits(out, found.shape, found.dtype.name)
+        check_fits(out, found.shape, dtype_name(found.dtype))
         out[...] = found
         return out
 
-    def _held(self, dtype: str) -> dict[int, Array]:
-        return {n: held.of(dtype) for n, held in enumerate(self.frame.inputs) if isinstance(held, Input)}
+    def _held(self, dtype: str, home: Any = None) -> dict[int, Array]:
+        home = home or self.frame.home or NUMPY
+        return {
+            n: held.of(dtype, home) for n, held in enumerate(self.frame.inputs) if isinstance(held, Input)
+        }
 
     def _arranged(self, args: tuple[Any, ...]) -> tuple[dict[int, Array], str, dict[int, str]]:
         """The arrays by variable, their dtype, and what users call them."""
@@ -256,19 +274,24 @@ class Reduced(Submits):
             )
         given: dict[int, Array] = {}
         names: dict[int, str] = {}
-        dtype = self.frame.dtype
+        dtype, home = self.frame.dtype, self.frame.home
         for count, (slot, arg) in enumerate(zip(self.slots, args, strict=True)):
             place = self.frame.inputs.index(slot)
             names[place] = f"argument {count} ({slot})"
             given[place] = _given(arg, slot, names[place])
-            if isinstance(arg, np.ndarray | Handle):
-                dtype = promoted(dtype, dtype_name(given[place].dtype))
+            if is_array(arg):
+                home = one_home(home, home_of(arg), names[place])
+                dtype = promoted(dtype, dtype_name(given[place].dtype), home, names[place])
         if dtype is None:
             raise OperandError("at least one argument must be an array, not a number")
-        if self.is_complex and dtype == "float16":
+        if self.is_complex and dtype in ("float16", "bfloat16"):
             dtype = "float32"
-        arrays = {n: a if dtype_name(a.dtype) == dtype else a.astype(dtype) for n, a in given.items()}
-        return {**self._held(dtype), **arrays}, dtype, names
+        if home is not NUMPY:  # numbers beside tensors
+            given = {
+                n: constant(a, dtype, home) if isinstance(a, np.ndarray) else a for n, a in given.items()
+            }
+        arrays = {n: recast(a, dtype) for n, a in given.items()}
+        return {**self._held(dtype, home), **arrays}, dtype, names
 
     def grad(self, v: LazyTensor, e: Any) -> Array:
         """The cotangent of the array of v, a LazyTensor of one array, from the cotangent e of the result.
@@ -297,8 +320,8 @@ def _given(arg: Any, slot: Slot, name: str) -> Array:
     """An argument of a call as the array of its variable. A parameter may be a number, a list, or one row."""
     if slot.category == P and (is_number(arg) or isinstance(arg, list)):
         arg = np.atleast_1d(np.asarray(arg, np.float64))
-    if not isinstance(arg, np.ndarray | Handle):
-        raise OperandError(f"{name} must be a NumPy array, not {described(arg)}")
+    if not is_array(arg):
+        raise OperandError(f"{name} must be a NumPy array or a tensor, not {described(arg)}")
     array = checked(as_reals(arg), name)
     if slot.category == P:
         array = array if array.ndim else array.reshape(1)

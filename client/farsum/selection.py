@@ -24,6 +24,7 @@ from farsum.cluster import from_matrix
 from farsum.compute import Computation
 from farsum.frame import Frame, Ranges
 from farsum.lazy import lift, need
+from farsum.tensors import in_order, plain, recast, rows_of
 from farsum_kernels.errors import FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import VAR, I, J, P
 from farsum_kernels.formula.reductions import Kind, reduction_named
@@ -58,7 +59,7 @@ class Selection:
 
         def moved(held: Any) -> Any:
             order = orders[held.category]
-            return held if order is None else Input(held.array[order], held.category, held.loose)
+            return held if order is None else Input(rows_of(held.array, order), held.category, held.loose)
 
         return frame.but(inputs=tuple(map(moved, frame.inputs)))
 
@@ -83,14 +84,20 @@ class Selection:
 def _in_order(values: Array, order: Array | None) -> Array:
     if order is None:
         return values
-    out = np.empty_like(values)
-    out[order] = values
-    return out
+    if isinstance(values, np.ndarray):
+        out = np.empty_like(values)
+        out[order] = values
+        return out
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return in_order(values, place)
 
 
 def _places(indices: Array, order: Array) -> Array:
     """Indices into sorted points as indices into the user's."""
-    return order[indices] if len(order) else indices
+    if not len(order) or isinstance(indices, np.ndarray):
+        return order[indices] if len(order) else indices
+    return in_order(indices, order, flipped=True)
 
 
 def select(
@@ -122,7 +129,7 @@ def select(
 def _of_segments(segments: Any, m: int, n: int) -> Ranges:
     if not isinstance(segments, tuple | list) or len(segments) != 2:
         raise OperandError("segments is a pair: the lengths of the segments of i, and of those of j")
-    lengths = [np.asarray(s) for s in segments]
+    lengths = [np.asarray(plain(s)) for s in segments]
     for axis, rows, held in zip("ij", (m, n), lengths, strict=True):
         if held.ndim != 1 or held.dtype.kind not in "iu" or (held < 0).any():
             raise ShapeError(f"the lengths of the segments of {axis} are a vector of ints from 0")
@@ -156,7 +163,7 @@ def _of_mask(mask: Any, m: int, n: int) -> Ranges:
         )
     if callable(mask):
         return *_by_rows(_evaluated(mask, m, n)), *_by_rows(_evaluated(lambda j, i: mask(i.T, j.T).T, n, m))
-    held = np.asarray(mask)
+    held = np.asarray(plain(mask))
     if held.dtype != bool or held.shape != (m, n):
         raise ShapeError(
             f"a mask is a bool array of shape ({m}, {n}), a function of i and j, 'causal', 'lower', 'upper' or "
@@ -278,7 +285,7 @@ def _rows_of(points: Any, category: int) -> Array:
         raise OperandError(
             "the points of radius=(r, x_i, y_j) are LazyTensors of one array each: Vi(x) and Vj(y)"
         )
-    return np.asarray(leaf.variables[0], np.float64)
+    return np.asarray(plain(recast(leaf.variables[0], "float64")))
 
 
 def _absent(reduction: str) -> float:

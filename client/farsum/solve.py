@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from farsum.arrays import Array, as_reals, checked, described, is_number
+from farsum.arrays import Array, as_numbers, as_reals, checked, described, is_complex, is_number
 from farsum.compute import check_backend
-from farsum.genred import Genred
-from farsum.handle import Handle
-from farsum.systems import cap_of, found, positive, ridge_of, solve_by, widened
+from farsum.genred import Genred, common_dtype
+from farsum.systems import System, cap_of, positive, ridge_of, widened
+from farsum.tensors import is_array, is_tensor, recast, to_numpy, to_tensor
 from farsum_kernels.errors import (
     DimensionError,
     DtypeError,
@@ -34,7 +34,7 @@ from farsum_kernels.formula.text import parse
 from farsum_kernels.iterations.conjugate import conjugate_gradients
 from farsum_kernels.iterations.nystrom import drawn, nystrom
 from farsum_kernels.iterations.request import Iteration, Operator, Product, driven
-from farsum_kernels.job import extent_of
+from farsum_kernels.job import dtype_name, extent_of
 
 
 def conjugate_gradient(
@@ -72,11 +72,6 @@ def conjugate_gradient(
     return driven(iteration, lambda request: linop(request.vector))
 
 
-def _as_pairs(a: Any) -> Any:
-    """Interleaved (re, im) as complex numbers, the last axis half as long."""
-    return a.view(np.result_type(a.dtype, np.complex64))
-
-
 def _vector(given: Any) -> Array:
     """A right-hand side of a dtype that is computed in; whole numbers become float64."""
     b: Array = np.asarray(given)
@@ -105,6 +100,7 @@ class KernelSolve:
     Raises FormulaError when the formula is not linear in the argument or there is no such argument,
     DimensionError when its values are not as long as the argument, and what `Genred` raises.
 
+    >>> import numpy as np
     >>> x, b = np.random.default_rng(0).random((50, 3)), np.random.default_rng(1).random((50, 2))
     >>> aliases = ["x = Vi(3)", "y = Vj(3)", "b = Vj(2)"]
     >>> a = KernelSolve("Exp(-SqDist(x,y))*b", aliases, "b", axis=1)(x, x, b, alpha=0.1)
@@ -172,12 +168,12 @@ class KernelSolve:
 
     def __call__(
         self,
-        *args: Array,
+        *args: Any,
         backend: str = "auto",
         device_id: int = -1,
-        alpha: float | None = 1e-10,
+        alpha: Any = 1e-10,
         eps: float = 1e-6,
-        ranges: Sequence[Array] | None = None,
+        ranges: Sequence[Any] | None = None,
         max_iterations: int | None = None,
         method: str = "cg",
         precond: int | bool = False,
@@ -186,7 +182,7 @@ class KernelSolve:
     ) -> Any:
         """The solution for these arrays, one per alias: shapes (..., M, D), (..., N, D), (..., D), with M = N.
 
-        alpha           the ridge: alpha·a is added to the sum. None or 0 for none
+        alpha           the ridge: alpha·a is added to the sum. None or 0 for none; of tensors also a tensor of one
         eps             stop when ‖residual‖² < size of b times eps²
         max_iterations  as in `conjugate_gradient`
         method          "cg", or "minres" for a matrix that is symmetric and not definite
@@ -198,7 +194,7 @@ class KernelSolve:
                         as in `Genred`; blocks of pairs must lie symmetric
 
         The result has the shape of b, broadcast to the batch axes of the others, and the dtype that NumPy
-        gives all arrays together. A complex b is solved as pairs of reals, and so is a. On a server all
+        gives all arrays together, or that all tensors have. Gradients flow to every tensor, alpha too. A complex b is solved as pairs of reals, and so is a. On a server all
         iterations are one call.
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent; SolverDidNotConverge,
@@ -207,16 +203,17 @@ class KernelSolve:
         check_backend(backend)
         held = self._checked(args)
         place = self._solved.index
-        rule = solve_by(held[place], place, alpha, eps, max_iterations, method, precond)
         arrays, dtype = self._sum.typed(held)
-        pairs = args[place].dtype.kind == "c"
+        pairs = is_complex(args[place])
+        options = {"eps": eps, "max_iterations": max_iterations, "method": method, "precond": precond}
+        system = System(self._sum.computation, place, dtype, options, ranges, deadline_s, keep)
         try:
-            (a,) = found(self._sum.computation, arrays, dtype, rule, ranges, deadline_s, keep)
+            a = system.solved(arrays, alpha)
         except SolverDidNotConverge as error:
             if pairs and error.iterate is not None:
-                error.iterate = _as_pairs(error.iterate)
+                error.iterate = as_numbers(error.iterate)
             raise
-        return _as_pairs(a) if pairs else a
+        return as_numbers(a) if pairs else a
 
     def _checked(self, args: Sequence[Any]) -> list[Any]:
         """The arrays, contiguous and of one dtype, the right-hand side with all batch axes.
@@ -227,17 +224,21 @@ class KernelSolve:
             words = ", ".join(a.label for a in self._arguments)
             raise ShapeError(f"expected {len(self._arguments)} arguments ({words}), received {len(args)}")
         for argument, array in zip(self._arguments, args, strict=True):
-            if not isinstance(array, np.ndarray | Handle):
-                raise OperandError(f"{argument.label} must be a NumPy array, not {described(array)}")
+            if not is_array(array):
+                raise OperandError(
+                    f"{argument.label} must be a NumPy array or a tensor, not {described(array)}"
+                )
         reals = [as_reals(a) for a in args]
         for argument, array in zip(self._arguments, reals, strict=True):
             checked(array, argument.label)
-            if self.dtype is not None and array.dtype.name != self.dtype:
+            if self.dtype is not None and dtype_name(array.dtype) != self.dtype:
                 raise DtypeError(
                     f"{argument.label} has dtype {array.dtype} where dtype={self.dtype!r} was asked for"
                 )
-        dtype = np.result_type(*[a.dtype for a in reals])
-        arrays = [a.astype(dtype) if isinstance(a, Handle) else np.ascontiguousarray(a, dtype) for a in reals]
+        dtype = common_dtype(reals, [a.label for a in self._arguments])
+        arrays = [
+            np.ascontiguousarray(a, dtype) if isinstance(a, np.ndarray) else recast(a, dtype) for a in reals
+        ]
         place = self._solved.index
         arrays[place] = self._right_hand_side(arrays)
         return arrays
@@ -251,7 +252,7 @@ class KernelSolve:
             # A parameter may be written like one row of a batch.
             if argument.category == P and len(shape) == rank and shape[-2] == 1:
                 shapes[argument.index] = (*shape[:-2], shape[-1])
-        spec = self._sum.computation.spec(arrays[0].dtype.name)
+        spec = self._sum.computation.spec(dtype_name(arrays[0].dtype))
         extent = extent_of(spec, shapes, {v.index: v.label for v in self._arguments})
         kept = extent.m if self.axis == 1 else extent.n
         b = arrays[self._solved.index]
@@ -283,31 +284,35 @@ def _argument(name: Any, arguments: Sequence[Argument]) -> Argument:
 # ── the solvers below it ──────────────────────────────────────────────────────────────────────────
 
 
-def ConjugateGradientSolver(binding: str, linop: Operator, b: Array, eps: float = 1e-6) -> Array:
-    """`conjugate_gradient` under its KeOps name; the binding is "numpy".
+def ConjugateGradientSolver(binding: str, linop: Callable[[Any], Any], b: Any, eps: float = 1e-6) -> Any:
+    """`conjugate_gradient` under its KeOps name; the binding is "numpy", or "torch" for a linop of tensors.
+
+    Of tensors, the result is a tensor that autograd does not know: `KernelSolve` has derivatives.
 
     >>> ConjugateGradientSolver("numpy", lambda p: 2 * p, np.ones(3))
     array([0.5, 0.5, 0.5])
     """
-    _check_binding(binding)
+    if _takes_tensors(binding, b):
+        a = conjugate_gradient(_of_arrays(linop, b), to_numpy(b), eps)
+        return to_tensor(a, dtype_name(b.dtype), b.device)
     return conjugate_gradient(linop, b, eps)
 
 
 def KernelLinearSolver(
     binding: str,
-    K: Callable[..., Array] | tuple[str, int, int, float],
-    x: Array,
-    b: Array,
+    K: Callable[..., Any] | tuple[str, int, int, float],
+    x: Any,
+    b: Any,
     alpha: float = 0,
     eps: float = 1e-6,
     precond: bool = False,
-    precondKernel: Callable[..., Array] | None = None,
+    precondKernel: Callable[..., Any] | None = None,
     *,
     seed: int | np.random.Generator = 0,
-) -> Array:
+) -> Any:
     """The array a with alpha·a + K(x, x, a) = b, by conjugate gradients.
 
-    binding        "numpy"
+    binding        "numpy", or "torch" where x, b and the arguments of K are tensors
     K              K(x, y, b) gives Σ_j k(x_i, y_j) b_j, for any rows x (M, D), y (N, D) and b (N, E); or
                    ("gaussian", D, E, sigma), which is k(x, y) = exp(-‖x - y‖² / sigma²)
     x, b           points (N, D) and right-hand side (N, E)
@@ -325,13 +330,20 @@ def KernelLinearSolver(
     Raises FormulaError for another binding, another tuple, or a preconditioner without alpha > 0; ShapeError
     unless x and b have the same number of rows; SolverDidNotConverge.
 
+    >>> import numpy as np
     >>> x, b = np.random.default_rng(0).random((100, 2)), np.ones((100, 1))
     >>> plain = KernelLinearSolver("numpy", ("gaussian", 2, 1, 0.5), x, b, alpha=0.1)
     >>> helped = KernelLinearSolver("numpy", ("gaussian", 2, 1, 0.5), x, b, alpha=0.1, precond=True)
     >>> np.allclose(plain, helped, atol=1e-4)
     True
     """
-    _check_binding(binding)
+    if _takes_tensors(binding, x, b):
+        of_arrays = _of_arrays(K, x) if callable(K) else K
+        between = None if precondKernel is None else _of_arrays(precondKernel, x)
+        a = KernelLinearSolver(
+            "numpy", of_arrays, to_numpy(x), to_numpy(b), alpha, eps, precond, between, seed=seed
+        )
+        return to_tensor(a, dtype_name(b.dtype), b.device)
     kernel = K if callable(K) else _gaussian(K)
     x, b = np.ascontiguousarray(x), np.ascontiguousarray(_vector(b))
     if x.ndim != 2 or b.ndim != 2 or len(x) != len(b):
@@ -346,9 +358,24 @@ def KernelLinearSolver(
     )
 
 
-def _check_binding(binding: Any) -> None:
-    if binding != "numpy":
-        raise FormulaError(f"the binding is 'numpy', for NumPy arrays, not {binding!r:.80}")
+def _takes_tensors(binding: Any, *arrays: Any) -> bool:
+    """Whether the binding is "torch". Raises FormulaError for another, OperandError where the arrays are not of it."""
+    if binding not in ("numpy", "torch"):
+        raise FormulaError(f"the binding is 'numpy' or 'torch', not {binding!r:.80}")
+    for array in arrays:
+        if is_tensor(array) is not (binding == "torch"):
+            raise OperandError(f"with the binding {binding!r} the arrays are not {type(array).__name__}")
+    return bool(binding == "torch")
+
+
+def _of_arrays(function: Callable[..., Any], like: Any) -> Callable[..., Array]:
+    """A function of tensors as one of arrays."""
+
+    def on_arrays(*arrays: Array) -> Array:
+        given = (to_tensor(np.ascontiguousarray(a), dtype_name(a.dtype), like.device) for a in arrays)
+        return to_numpy(function(*given))
+
+    return on_arrays
 
 
 def _gaussian(K: Any) -> Callable[..., Array]:

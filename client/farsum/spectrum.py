@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from farsum.arrays import Array, Slot, is_number
-from farsum.lazy import of_input
+from farsum.arrays import Array, Input, Slot, is_number
+from farsum.lazy import make, of_input
 from farsum.systems import found
-from farsum_kernels.errors import FormulaError, ShapeError
+from farsum.tensors import NUMPY, is_tensor, plain, recast, to_tensor
+from farsum_kernels.errors import FormulaError, NoDerivative, ShapeError
 from farsum_kernels.formula.expr import J
 from farsum_kernels.program import ENDS, MAX_EIGENVALUES, Eigen
 
@@ -33,7 +34,9 @@ def eigsh(
     cap = PRODUCTS_EACH * (2 * int(k) + 20) if max_products is None else max_products
     if isinstance(cap, bool) or not isinstance(cap, int | np.integer) or cap < 1:
         raise FormulaError(f"max_products is a count from 1, or None, not {max_products!r:.80}")
-    dtype = lazy.frame.dtype
+    dtype, home = lazy.frame.dtype, lazy.frame.home
+    if home is not NUMPY:
+        return _of_tensors(lazy, k, which, tol, max_products, seed, deadline_s)
     tolerance = float(tol) or 4 * float(np.finfo(dtype).eps)
     reduced = (lazy * of_input(Slot(0, 1, J)))._reduce("Sum", 1, call=False)
     start = np.random.default_rng(seed).standard_normal((n, 1)).astype(dtype)
@@ -43,6 +46,26 @@ def eigsh(
     values, vectors = found(reduced.computation, arrays, dtype, rule, reduced.ranges, deadline_s)
     # In a program arrays keep two axes.
     return values[:, 0] if isinstance(values, np.ndarray) else values, vectors
+
+
+def _of_tensors(lazy: Any, *options: Any) -> tuple[Any, Any]:
+    """The same of tensors: tensors, which have no derivative."""
+    inputs = [held.array for held in lazy.frame.inputs]
+    if any(is_tensor(x) and x.requires_grad for x in inputs):
+        raise NoDerivative(
+            "eigenvalues are not differentiated: detach the tensors, or write with torch.no_grad()"
+        )
+    dtype = "float32" if lazy.frame.dtype in ("float16", "bfloat16") else lazy.frame.dtype
+    frame = lazy.frame.but(
+        inputs=tuple(
+            Input(plain(recast(h.array, dtype)) if h.home else h.array, h.category, h.loose)
+            for h in lazy.frame.inputs
+        ),
+        dtype=dtype,
+        home=NUMPY,
+    )
+    found = eigsh(make(lazy.expr, frame), *options)
+    return tuple(recast(to_tensor(x, dtype, lazy.frame.home), lazy.frame.dtype) for x in found)
 
 
 def _points(lazy: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,47 @@ from farsum.compute import Computation, within_reach
 from farsum.handle import Handle, handle_of
 from farsum.recorded import Tape, record_step, tape_of
 from farsum.target import prepared
+from farsum.tensors import among, is_tensor
 from farsum_kernels.errors import FormulaError, OperandError
 from farsum_kernels.formula.expr import P
 from farsum_kernels.iterations.conjugate import LEAST_CAP
 from farsum_kernels.job import RANGE_NAMES, RANGES, Spec, dtype_name
 from farsum_kernels.program import RULES, Eigen, Method, Program, Solve, Step, Value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class System:
+    """(alpha·Id + A)·a = b, where A·p is a sum that is linear in one of its arrays, p.
+
+    computation  the sum
+    unknown      the number of that array: it takes b, and a is what stands there in the solution
+    dtype        of all arrays
+    options      of `solve_by`, without alpha
+    ranges       of the sum
+    deadline_s   for all products together
+    keep         leave the solution where it is computed
+    """
+
+    computation: Computation
+    unknown: int
+    dtype: str
+    options: Mapping[str, Any]
+    ranges: Sequence[Array] | None = None
+    deadline_s: float | None = None
+    keep: bool = False
+
+    def solved(self, arrays: Mapping[int, Any], alpha: Any) -> Any:
+        """a, of the shape and dtype of b, which has every batch axis. Tensors are differentiated through.
+
+        Raises SolverDidNotConverge, with the iterate and the residuals, and DeadlineExceeded.
+        """
+        if among(arrays.values()):
+            from farsum.implicit import solved
+
+            return solved(self, arrays, alpha)
+        rule = solve_by(arrays[self.unknown], self.unknown, alpha, **self.options)
+        (a,) = found(self.computation, arrays, self.dtype, rule, self.ranges, self.deadline_s, self.keep)
+        return a
 
 
 def solve_by(
@@ -137,6 +174,8 @@ def _recorded(tape: Tape, spec: Spec, arrays: Mapping[int, Any], method: Method)
 def widened(b: Any, batch: tuple[int, ...]) -> Any:
     """A right-hand side with these batch axes, C-ordered."""
     shape = (*batch, *b.shape[-2:])
+    if is_tensor(b):
+        return b.expand(shape)
     return b if b.shape == shape and not isinstance(b, np.ndarray) else _spread(b, shape)
 
 

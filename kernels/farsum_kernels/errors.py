@@ -8,6 +8,7 @@
     │   ├── AxisError                        an axis that does not exist or cannot be reduced
     │   │   └── AxisMissing (TypeError)      a reduction that needs an axis and was given none
     │   ├── InputMissing (IndexError)        a variable that does not occur, a gap in the numbers of variables
+    │   ├── NoDerivative (NotImplementedError)   a gradient through what has none
     │   └── FormulaTooLarge                  more nodes, depth, dims or bytes than the limits allow
     ├── FormulaTooExpensive                  the compiler overran its deadline
     ├── ArrayError (ValueError)              an array does not fit the formula
@@ -116,6 +117,10 @@ class OperandError(FormulaError, TypeError, AttributeError):
 
 class InputMissing(FormulaError, IndexError):
     """A variable that does not occur in the formula, or a gap in the numbers of symbolic variables."""
+
+
+class NoDerivative(FormulaError, NotImplementedError):
+    """A gradient through a reduction, or in an argument, that has no derivative."""
 
 
 class FormulaTooLarge(FormulaError):

@@ -236,10 +236,10 @@ _NAMES: dict[Any, str] = {}
 
 
 def dtype_name(dtype: Any) -> str:
-    """The name of an array's dtype. NumPy takes 5 µs to spell one, so each is spelled once."""
+    """The name of the dtype of an array or a tensor. NumPy takes 5 µs to spell one, so each is spelled once."""
     name = _NAMES.get(dtype)
     if name is None:
-        name = _NAMES[dtype] = str(dtype)
+        name = _NAMES[dtype] = str(dtype).removeprefix("torch.")
     return name
 
 
@@ -251,10 +251,10 @@ def check_arrays(spec: Spec, arrays: Mapping[int, Any], names: Mapping[int, str]
     faces = tuple((index, array.shape, array.dtype) for index, array in arrays.items())
     if known := spec.checked.get(faces):
         return known
-    held = "uint16" if spec.dtype == "bfloat16" else spec.dtype
+    held = ("bfloat16", "uint16") if spec.dtype == "bfloat16" else (spec.dtype,)
     own = {index: array for index, array in arrays.items() if index not in RANGES}
     for index, array in own.items():
-        if dtype_name(array.dtype) != held:
+        if dtype_name(array.dtype) not in held:
             name = (names or {}).get(index) or f"argument {index}"
             raise DtypeError(
                 f"{name} has dtype {array.dtype} where the job computes in {spec.dtype}; "

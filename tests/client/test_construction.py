@@ -250,28 +250,6 @@ def test_an_operand_error_is_every_error_that_was_raised_before() -> None:
             make(object())
 
 
-TORCH = [
-    pytest.param(lambda torch: make(torch.ones(5, 3), axis=0), marks=mark.parity("L-27")),
-    pytest.param(lambda torch: make(torch.ones(5, 1, 3)), marks=mark.parity("L-27")),
-    pytest.param(lambda torch: vi(torch.ones(5, 3)), marks=mark.parity("L-27")),
-    pytest.param(lambda torch: pm(torch.ones(3)), marks=mark.parity("L-27")),
-    pytest.param(lambda torch: make(torch.tensor(2.5)), marks=mark.parity("L-07", "L-27")),
-    pytest.param(lambda torch: pm(torch.tensor(2.5)), marks=mark.parity("L-07")),
-    pytest.param(lambda torch: make(torch.nn.Parameter(torch.ones(3))), marks=mark.parity("L-27")),
-    pytest.param(lambda torch: Vi(x) + torch.ones(3, dtype=torch.float64), marks=mark.parity("L-61")),
-    pytest.param(lambda torch: Vi(x) * torch.tensor(2.5), marks=mark.parity("L-61")),
-    pytest.param(lambda torch: Vi(x).sqdist(Vj(y)) @ torch.ones(7), marks=mark.parity("L-61")),
-]
-
-
-@mark.parametrize("use", TORCH)
-def test_torch_tensors_are_sent_to_their_own_front_end(use: Callable[[Any], Any]) -> None:
-    import torch
-
-    with pytest.raises((OperandError, DtypeError), match=r"farsum\.torch|\.numpy\(\)"):
-        use(torch)
-
-
 @mark.parity("L-27")
 def test_torch_is_not_imported_to_recognise_its_tensors() -> None:
     script = (

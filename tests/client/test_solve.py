@@ -566,7 +566,7 @@ def test_aliases_of_the_caller_stay_and_the_solver_travels() -> None:
 
 
 @mark.parity("G-65", "G-67")
-@mark.parametrize("binding", ["torch", "jax", "", None])
+@mark.parametrize("binding", ["jax", "", None])
 def test_another_binding_is_refused_by_name(binding: Any) -> None:
     with pytest.raises(FormulaError, match="'numpy'"):
         ConjugateGradientSolver(binding, lambda v: v, b)

@@ -123,3 +123,23 @@ def test_second_gradient_is_that_of_finite_differences_of_the_first(
         want[..., k] = ((a - b) / (2 * step))[..., 0]
     scale = np.abs(want).max() + 1
     np.testing.assert_allclose(got / scale, want / scale, atol=2e-6)
+
+
+@pytest.mark.parity("O-103", "G-71")
+def test_a_derivative_of_a_derivative_sees_what_the_inner_one_depends_on() -> None:
+    x, y, c = variable(0, 2, I), variable(1, 2, J), variable(2, 2, P)
+    inner = node("Grad", node("Exp", node("Mult", node("Mult", x, y), c)), x, y)  # y·(y·c)·exp(x·y·c)
+    rng = np.random.default_rng(0)
+    arrays = {0: rng.random((3, 2)), 1: rng.random((4, 2)), 2: rng.random(2)}
+    got = _summed(node("Grad", inner, c, node("SumT", constant(1), params=(2,))), P, arrays, "cpu")
+    a, b, s = arrays[0][:, None], arrays[1][None], arrays[2]
+    want = (b * b * (1 + a * b * s) * np.exp(a * b * s)).sum((0, 1))
+    np.testing.assert_allclose(np.ravel(got), want)
+
+
+@pytest.mark.parity("O-75")
+def test_a_negated_operand_of_a_scalar_product_has_its_derivative() -> None:
+    x, y = variable(0, 2, I), variable(1, 2, J)
+    arrays = {0: np.ones((3, 2)), 1: np.random.default_rng(0).random((4, 2))}
+    got = _summed(node("Grad", node("Scalprod", y, node("Minus", x)), x, constant(1)), I, arrays, "cpu")
+    np.testing.assert_allclose(got, np.broadcast_to(-arrays[1].sum(0), (3, 2)))

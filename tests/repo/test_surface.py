@@ -10,7 +10,7 @@ import pytest
 
 from farsum_kernels import errors
 
-PUBLIC = ["farsum", "farsum.numpy"]
+PUBLIC = ["farsum", "farsum.numpy", "farsum.torch"]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -136,15 +136,15 @@ def _jacobian(f: Expr, v: Expr) -> Expr:
 
 # fmt: off
 basis_sum  = register(Op("BasisSum",   1, _basis_dims, lower=_basis_sum, params=2))
-grad       = register(Op("Grad",       3, _grad_dims, expand=vjp, check=_wrt("Grad")))
-diff       = register(Op("Diff",       3, _diff_dims, expand=jvp, check=_wrt("Diff")))
-jacobian   = register(Op("GradMatrix", 2, lambda f, v: f * v, expand=_jacobian, check=_wrt("GradMatrix")))
-divergence = register(Op("Divergence", 2, _divergence_dims, expand=_divergence, check=_wrt("Divergence")))
-laplacian  = register(Op("Laplacian",  2, _laplacian_dims, check=_wrt("Laplacian"),
+grad       = register(Op("Grad",       3, _grad_dims, expand=vjp, check=_wrt("Grad"), inside=True))
+diff       = register(Op("Diff",       3, _diff_dims, expand=jvp, check=_wrt("Diff"), inside=True))
+jacobian   = register(Op("GradMatrix", 2, lambda f, v: f * v, expand=_jacobian, check=_wrt("GradMatrix"), inside=True))
+divergence = register(Op("Divergence", 2, _divergence_dims, expand=_divergence, check=_wrt("Divergence"), inside=True))
+laplacian  = register(Op("Laplacian",  2, _laplacian_dims, check=_wrt("Laplacian"), inside=True,
                          expand=lambda f, v: _divergence(vjp(f, v, constant(1)), v)))
-trace      = register(Op("TraceOperator",   3, _trace_dims, expand=_trace, check=_linear("TraceOperator")))
-adjoint    = register(Op("AdjointOperator", 3, _adjoint_dims, expand=_adjoint, check=_linear("AdjointOperator")))
-sum_op     = register(Op("SumLinOperator",  4, _sum_dims, expand=_sum_operator, check=_linear("SumLinOperator")))
+trace      = register(Op("TraceOperator",   3, _trace_dims, expand=_trace, check=_linear("TraceOperator"), inside=True))
+adjoint    = register(Op("AdjointOperator", 3, _adjoint_dims, expand=_adjoint, check=_linear("AdjointOperator"), inside=True))
+sum_op     = register(Op("SumLinOperator",  4, _sum_dims, expand=_sum_operator, check=_linear("SumLinOperator"), inside=True))
 factorize  = register(Op("Factorize",     2, lambda f, g: f, expand=lambda f, g: f))
 auto       = register(Op("AutoFactorize", 1, lambda f: f, expand=lambda f: f))
 # fmt: on

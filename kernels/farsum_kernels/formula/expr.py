@@ -38,7 +38,8 @@ class Op:
     looks at the operands themselves where their dimensions do not say enough. The meaning is one of:
     `expand(*args, *params)`, a formula of simpler operations, or `lower(lowering, node)`, a rule in the
     scalar IR. `grad(e, y, *args, *params)` gives the cotangents of the operands from that of the output
-    y; an operation without it is differentiated through its expansion.
+    y; an operation without it is differentiated through its expansion. `inside`: the expansion is made of what
+    the operands are made of, not of their values, as that of a derivative is.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Op:
     check: Callable[..., None] | None = None
     params: int = 0
     infix: str | None = None
+    inside: bool = False
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"

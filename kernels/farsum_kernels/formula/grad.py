@@ -5,9 +5,10 @@ transposing it twice. Every order and every combination is this one mechanism.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from farsum_kernels.errors import DimensionError, FormulaError, FormulaTooLarge
+from farsum_kernels.errors import DimensionError, FormulaError, FormulaTooLarge, NoDerivative
 from farsum_kernels.formula.expr import VAR, Expr, constant, fictitious, variables, walk
 from farsum_kernels.formula.rewrite import add, is_zero, make, spread, total, zero
 
@@ -23,6 +24,7 @@ def pullback(root: Expr, targets: Sequence[Expr], e: Expr) -> list[Expr]:
 
     A target counts as an input: what it depends on itself is not followed.
     """
+    root = _opened(root, targets)
     inside = _depending(root, targets)
     order = [n for n in walk(root) if n in inside]
     cotangents: dict[Expr, Expr] = {root: spread(e, root.dim)}
@@ -49,6 +51,26 @@ def pullback(root: Expr, targets: Sequence[Expr], e: Expr) -> list[Expr]:
     return [cotangents.get(t, zero(t.dim)) for t in targets]
 
 
+def _opened(root: Expr, targets: Sequence[Expr]) -> Expr:
+    """The formula with the derivatives in it carried out, down to the targets: they are no functions of their operands."""
+    nodes = list(islice(walk(root), MAX_EXPANDED + 1))
+    if not any(n.op.inside for n in nodes):
+        return root
+    made: dict[Expr, Expr] = {}
+    for n in nodes:
+        if n in targets or not n.args:
+            made[n] = n
+            continue
+        args = [made[a] for a in n.args]
+        if n.op.inside:
+            assert n.op.expand
+            made[n] = _opened(n.op.expand(*args, *n.params), targets)
+        else:
+            changed = any(a is not b for a, b in zip(args, n.args, strict=True))
+            made[n] = make(n.op.name, *args, params=n.params) if changed else n
+    return made[root]
+
+
 def _depending(root: Expr, targets: Iterable[Expr]) -> set[Expr]:
     found = set(targets)
     for count, n in enumerate(walk(root)):
@@ -63,12 +85,30 @@ def _rule(n: Expr, e: Expr, wanted: list[bool]) -> Sequence[Expr | None]:
     if n.op.grad:
         return n.op.grad(e, n, *n.args, *n.params)
     assert n.op.expand, f"{n.op} has no derivative"
+    # Letters stand for the operands: a simplification of the expansion could take one of them apart, and what
+    # reaches the operand itself would be lost. An operand that occurs twice is one letter.
+    letters = {a: fictitious(-1 - k, a.dim) for k, a in enumerate(dict.fromkeys(n.args))}
+    seed = fictitious(-1 - len(letters), e.dim)
     places = {a for a, w in zip(n.args, wanted, strict=True) if w}
-    inner = n.op.expand(*n.args, *n.params)
-    targets = list(places)
-    pulled = dict(zip(targets, pullback(inner, targets, e), strict=True))
-    # An operand that occurs twice is one target: its whole cotangent is given once.
+    inner = n.op.expand(*(letters[a] for a in n.args), *n.params)
+    meant = {letter: a for a, letter in letters.items()} | {seed: e}
+    pulled = {
+        a: _spelled(c, meant)
+        for a, c in zip(places, pullback(inner, [letters[a] for a in places], seed), strict=True)
+    }
+    # The whole cotangent is given at the first place.
     return [pulled.pop(a, None) if a in places else None for a in n.args]
+
+
+def _spelled(root: Expr, meant: dict[Expr, Expr]) -> Expr:
+    """The formula with the letters replaced by what they stand for."""
+    made: dict[Expr, Expr] = {}
+    for n in walk(root):
+        if n in meant:
+            made[n] = meant[n]
+        else:
+            made[n] = make(n.op.name, *(made[a] for a in n.args), params=n.params) if n.args else n
+    return made[root]
 
 
 def _fitted(c: Expr, dim: int) -> Expr:
@@ -144,8 +184,8 @@ def reduction_vjp(rule: Reduction, f: Expr, w: Expr | None, reduced: int, v: Exp
     e, y      variables of the other category: the cotangent of the result, and the saved results
               (`rule.saves`, end to end)
 
-    For a parameter v the Sum gives a row per kept index, to be added up. Raises FormulaError for a
-    reduction without a derivative.
+    For a parameter v the Sum gives a row per kept index, to be added up. Raises NoDerivative for a
+    reduction without one.
     """
     for_f, for_w = _at_pair(rule, f, w, reduced, e, y)
     parts = [pullback(g, [v], c)[0] for g, c in ((f, for_f), (w, for_w)) if g is not None and c is not None]
@@ -171,7 +211,7 @@ def _at_pair(
     rule: Reduction, f: Expr, w: Expr | None, reduced: int, e: Expr, y: Expr
 ) -> tuple[Expr | None, Expr | None]:
     if rule.grad is None:
-        raise FormulaError(
+        raise NoDerivative(
             f"{rule.name} has no derivative: reduce with LogSumExp or SumSoftMaxWeight instead"
         )
     roots = (f,) if w is None else (f, w)
