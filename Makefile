@@ -49,6 +49,7 @@ bench: $(DONE)/bench ## the figures of the README, with every peer in the same r
 	@$(BIN)/python -m benchmarks.cpu --json $(BENCH_ARGS)
 	@$(BIN)/python -m benchmarks.w11_small --json $(BENCH_ARGS)
 	@$(BIN)/python -m benchmarks.wire --json $(BENCH_ARGS)
+	@$(BIN)/python -m benchmarks.torch_autograd --json $(BENCH_ARGS)
 
 # On a machine with a GPU the libraries at hand are used: GPU_PYTHON names the Python that has CuPy.
 gpu-check: ## prove and measure the CUDA engine on this machine's GPU; GPU_ARGS=--dry does what needs none
