@@ -16,12 +16,11 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import RESULTS, machine
+from benchmarks.measure import machine, save
 from farsum_kernels.backends import reference
 from farsum_kernels.backends.cuda import nvrtc
 from farsum_kernels.backends.cuda.launch import Driver, Kernel
@@ -205,9 +204,11 @@ def main() -> int:
     from farsum_kernels.backends.cuda.driver import CudaDriver
 
     driver = CudaDriver()
+    commit, about = wanted.commit or _commit(), machine()
+    # From the source roots nothing is installed: the commit says which version it is.
+    about["packages"]["farsum"] = about["packages"]["farsum"] or commit
     figures: dict[str, Any] = {
-        "card": driver.name, "date": datetime.now(UTC).isoformat(timespec="seconds"), "before": clocks(),
-        "nvrtc": nvrtc.version(), "machine": machine(), "commit": wanted.commit or _commit(),
+        "card": driver.name, "commit": commit, "machine": about, "nvrtc": nvrtc.version(), "before": clocks(),
     }  # fmt: skip
     figures["tests"] = "passed" if (failed := tests(["-m", "gpu", "tests/gpu"], [])) == 0 else "failed"
     if sanitizer := shutil.which("compute-sanitizer"):
@@ -218,9 +219,7 @@ def main() -> int:
     figures["workloads"] = measure(driver, False, wanted.only)
     figures["after"] = clocks()
     card = driver.name.lower().replace(" ", "-")
-    path = Path(RESULTS, f"{card}-{datetime.now(UTC):%Y-%m-%d}.json")
-    path.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"written: {path.name}")
+    print(f"written: {save(f'{card}-{datetime.now(UTC):%Y-%m-%d}', figures).name}")
     return failed
 
 

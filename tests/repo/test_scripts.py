@@ -64,6 +64,18 @@ def test_wire(root: Path) -> None:
         assert words in said
 
 
+@pytest.mark.slow
+def test_autograd(root: Path) -> None:
+    said = run(root, "-m", "benchmarks.torch_autograd", "--quick")
+    assert "two reductions" in said and "farsum forward and backward" in said
+
+
+@pytest.mark.slow
+def test_gpu_check_without_a_card(root: Path) -> None:
+    said = run(root, "-m", "benchmarks.gpu_check", "--dry", "--only", "W1", "W6-3")
+    assert "nothing was measured" in said and "W6-3" in said
+
+
 def test_committed_results_say_where_they_were_taken(root: Path) -> None:
     for path in (root / "benchmarks" / "results").glob("*.json"):
         result = json.loads(path.read_text())
