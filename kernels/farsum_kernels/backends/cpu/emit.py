@@ -13,6 +13,7 @@ from functools import cached_property, partial
 
 from farsum_kernels.backends.cpu.text import Function
 from farsum_kernels.backends.cpu.vector import LARGEST, LLVM, Shape, Value, Vec
+from farsum_kernels.backends.fusion import fused_products
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.scalar.ir import (
     LEAVES,
@@ -165,27 +166,8 @@ class Emitter:
 
     @cached_property
     def _products(self) -> dict[int, int]:
-        """The sums that take a product along in one rounding, and which of their operands it is.
-
-        Chosen here, because of a·a + b·b the compiler would fuse either: equal pairs are to give equal bits in
-        every block of columns.
-        """
-        program = self.program
-        uses: dict[int, int] = {}
-        for n in [a for instr in program.code for a in instr.args] + [
-            p for t in program.terms for p in t.places
-        ]:
-            uses[n] = uses.get(n, 0) + 1
-        found = {}
-        for n, instr in enumerate(program.code):
-            if instr.prim in (Prim.ADD, Prim.SUB):
-                for place in (1, 0):
-                    arg = instr.args[place]
-                    alone = uses[arg] == 1 and self._scope(arg) == self._scope(n) and arg not in self.packed
-                    if program.code[arg].prim is Prim.MUL and alone:
-                        found[n] = place
-                        break
-        return {n: place + 1 for n, place in found.items()}
+        """The sums that take a product along in one rounding, and which of their operands it is, counted from 1."""
+        return {n: place + 1 for n, place in fused_products(self.program, self.packed).items()}
 
     def _fused(self, instr: Instr, product: int, u: int, q: int) -> Value:
         place = product - 1
