@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,18 @@ def wide(array: np.ndarray, dtype: str) -> np.ndarray:
     return array if array.dtype == np.int64 else array.astype(np.float64)
 
 
+def many_columns(pairs: int, dim: int) -> Expr:
+    """Distances of many pairs of vectors: more numbers of a column than shared memory holds."""
+    distances = [node("SqDist", variable(k, dim, I), variable(k + pairs, dim, J)) for k in range(pairs)]
+    return reduce(lambda a, b: node("Add", a, b), distances)
+
+
+def many_long(count: int, dim: int) -> Expr:
+    """A long F of many long vectors of a column."""
+    terms = [node("Mult", variable(0, 1, I), variable(k + 1, dim, J)) for k in range(count)]
+    return reduce(lambda a, b: node("Add", a, node("Exp", b)), terms)
+
+
 D3 = node("SqDist", *points(3))
 VECTOR = node("Subtract", *points(50))
 CASES = [
@@ -130,6 +143,10 @@ CASES = [
     Case("three at once", summed(times(gauss(3)), also=(Part(D3, "Min"), Part(D3, "ArgKMin", k=3))), 67, 300),
     Case("sum of long and short", summed(VECTOR, also=(Part(node("SqNorm2", VECTOR), "Min"),)), 67, 200),
     Case("parameter", summed(node("Mult", node("Exp", node("Mult", variable(3, 1, 2), D3)), variable(2, 1, J)))),
+    Case("many columns", summed(many_columns(6, 16), "float64"), 40, 150),
+    Case("many long columns", summed(many_long(8, 20), "float64"), 40, 150),
+    Case("many panels", summed(many_columns(6, 40)), 40, 150),
+    Case("many panels in float64", summed(many_columns(6, 40), "float64"), 40, 150),
     Case("only columns", summed(variable(2, 5, J)), 20, 300),
     Case("only rows", summed(variable(0, 3, I)), 300, 1),
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from farsum_kernels.backends.cuda.layout import MAX_STAGED, Layout
+from farsum_kernels.backends.cuda.layout import SHARED_BYTES, STAGED_BYTES, Layout
 from farsum_kernels.backends.cuda.tables import CUDA, RULES
 from farsum_kernels.backends.cuda.text import LARGEST, Source, Value, literal
 from farsum_kernels.backends.fusion import fused_products
@@ -140,13 +140,21 @@ class Emitter:
         """The numbers of a column that lie in shared memory: computed ones first, then loaded ones."""
         own = self.leaving(frozenset({J}))
         own.sort(key=lambda n: (self.program.code[n].prim is Prim.LOAD, n))
-        return own[:MAX_STAGED]
+        return own[: STAGED_BYTES // (self.layout.tile * self.item_bytes)]
+
+    @property
+    def item_bytes(self) -> int:
+        return 4 if self.scalar == "float" else 8
 
     @property
     def words(self) -> int:
         """The numbers of a column in shared memory, padded to whole 16-byte loads; never 0, for simplicity."""
-        per_load = 4 if self.scalar == "float" else 2
-        return max(1, -(-len(self.staged) // per_load)) * per_load
+        per_load = 16 // self.item_bytes
+        return max(1, -(-self.words_used // per_load)) * per_load
+
+    @property
+    def words_used(self) -> int:
+        return len(self.staged)
 
     # ── frames ────────────────────────────────────────────────────────────────────────────────────
 
@@ -413,7 +421,7 @@ class Emitter:
         return sorted(found)
 
     def _panels(self, terms: Iterable[int], loop: Loop) -> list[tuple[int, int]]:
-        """The (slot, base) whose components base + 0, 1, 2 … the terms walk along."""
+        """The (slot, base) whose components base + 0, 1, 2 … the terms walk along, as many as shared memory holds."""
         found: dict[tuple[int, int], None] = {}
         stack, seen = list(terms), set()
         while stack:
@@ -427,7 +435,17 @@ class Emitter:
                 if k.terms == ((loop, 1),):
                     found[slot, k.base] = None
             stack.extend(instr.args)
-        return list(found)
+        room, chosen = SHARED_BYTES - self.layout.tile * self.words * self.item_bytes, []
+        for slot, base in found:
+            room -= self._panel_words(slot) * self.item_bytes
+            if room >= 0:  # others are read where they lie
+                chosen.append((slot, base))
+        return chosen
+
+    def _panel_words(self, slot: int) -> int:
+        """Words of a panel of this input."""
+        rows = (self.layout.task_rows, self.layout.block_columns)[self.program.slots[slot].params[2]]
+        return self.layout.panel * (rows + PANEL_PAD)
 
     def _paneled(
         self, loop: Loop, counter: str, panels: list[tuple[int, int]], body: Callable[[], None]
@@ -467,11 +485,7 @@ class Emitter:
                 body()
 
         for place, (slot, _) in enumerate(panels):
-            category = self.program.slots[slot].params[2]
-            self.panel_words[place] = max(
-                self.panel_words.get(place, 0),
-                layout.panel * ((layout.task_rows, layout.block_columns)[category] + PANEL_PAD),
-            )
+            self.panel_words[place] = max(self.panel_words.get(place, 0), self._panel_words(slot))
         whole = loop.extent // layout.panel * layout.panel
         if whole:
             with src.block(f"for (int {start} = 0; {start} < {whole}; {start} += {layout.panel})"):

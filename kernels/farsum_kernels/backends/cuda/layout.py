@@ -24,7 +24,7 @@ CHUNK = 8  # components of a long F that one block of threads computes
 IN_REGISTERS = 16  # places of an ordered list up to which it lives in registers
 MAX_LIST_SPLITS = 32
 SHARED_BYTES = 48 * 1024  # static shared memory that every device has
-MAX_STAGED = 96  # numbers per column in shared memory
+STAGED_BYTES, LONG_BYTES = SHARED_BYTES // 2, SHARED_BYTES // 4  # for columns, and for them along a long F
 BLOCKS_PER_PROCESSOR = 16
 MIN_TILES = 4  # tiles of columns below which another split costs more than it gives
 

@@ -20,7 +20,7 @@ from importlib.resources import files
 
 from farsum_kernels.backends.cuda.combine import combine_text
 from farsum_kernels.backends.cuda.emit import Emitter
-from farsum_kernels.backends.cuda.layout import Layout
+from farsum_kernels.backends.cuda.layout import LONG_BYTES, Layout
 from farsum_kernels.backends.cuda.states import LongWeights, State
 from farsum_kernels.backends.cuda.text import Source
 from farsum_kernels.formula.lower import Program
@@ -90,17 +90,14 @@ class Skeleton(Emitter):
             first = sum(len(s.kinds) for s in self.states)
             kind = LongWeights if terms.along else State
             self.states.append(kind(self, part, terms, place, first))
-        self._long_words = {
-            n: w for w, n in enumerate(n for own in self.long_values(J).values() for n in own)
-        }
+        room = LONG_BYTES // (layout.chunk * layout.tile * self.item_bytes)
+        along = [n for own in self.long_values(J).values() for n in own][:room]
+        self._long_words = {n: word for word, n in enumerate(along)}
         self._long_rows: dict[int, str] = {}
 
     @property
-    def words(self) -> int:
-        """The numbers of a column in shared memory, padded to whole 16-byte loads; never 0, for simplicity."""
-        per_load = 4 if self.scalar == "float" else 2
-        count = len(self.staged) + self.layout.chunk * len(self._long_words)
-        return max(1, -(-count // per_load)) * per_load
+    def words_used(self) -> int:
+        return len(self.staged) + self.layout.chunk * len(self._long_words)
 
     # ── what the states ask of the kernel ─────────────────────────────────────────────────────────
 
@@ -226,8 +223,8 @@ class Skeleton(Emitter):
             self.column_at = "j"
             for word, n in enumerate(self.staged):
                 src.do(f"tile[q * {self.words} + {word}] = {self.get(n).text};")
-            for loop, values in self.long_values(J).items():
-                if values:
+            for loop, found in self.long_values(J).items():
+                if values := [n for n in found if n in self._long_words]:
                     with src.loop("k", self.layout.chunk), self.frame(loop, self._place_in(loop)):
                         for n in values:
                             src.do(f"tile[q * {self.words} + {self._long_word(n)} + k] = {self.get(n).text};")
