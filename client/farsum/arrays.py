@@ -53,7 +53,7 @@ class Input:
         else:
             # Tensors over one memory may have different histories: only the very same tensor is one variable.
             self.key = "tensor", id(memory), shape, category
-            self.home = memory.device
+            self.home = tensors.home_of(memory)
 
     @property
     def dtype(self) -> str | None:
@@ -119,7 +119,7 @@ def is_complex(x: object) -> bool:
     if isinstance(x, np.ndarray | Handle):
         return bool(x.dtype.kind == "c")
     if is_tensor(x):
-        return bool(x.is_complex())  # type: ignore[attr-defined]
+        return tensors.is_complex(x)
     if isinstance(x, list | tuple):
         return any(isinstance(v, complex | np.complexfloating) for v in x)
     return isinstance(x, complex | np.complexfloating)
@@ -132,10 +132,8 @@ def complex_name(dtype: str | None) -> str | None:
 
 def described(x: object) -> str:
     """What an argument is, for a message: the kind of an array too, recognised without importing its library."""
-    for library, kind in (("jax", "Array"), ("cupy", "ndarray")):
-        module = sys.modules.get(library)
-        if module is not None and isinstance(x, getattr(module, kind, ())):
-            return f"{library}.{type(x).__name__} (farsum takes NumPy arrays and PyTorch tensors: convert it)"
+    if isinstance(x, getattr(sys.modules.get("cupy"), "ndarray", ())):
+        return "cupy.ndarray (farsum takes NumPy arrays, PyTorch tensors and arrays of JAX: convert it)"
     return type(x).__name__
 
 
@@ -178,7 +176,7 @@ def as_numbers(x: Any) -> Any:
 def promoted(a: str | None, b: str | None, home: Any = NUMPY, what: str = "a formula") -> str | None:
     """The dtype of a formula over arrays of two dtypes; numbers and lists (None) do not count.
 
-    NumPy's; an error for tensors, unless autocast is on.
+    NumPy's, or JAX's; an error for PyTorch tensors, unless autocast is on.
     """
     if a is None or b is None or a == b:
         return a or b
@@ -234,7 +232,7 @@ def _symbol(x: tuple[Any, ...], axis: int | None) -> Slot:
 def read_array(x: Any, axis: int | None) -> Input:
     """What an array is by its shape, or by the axis that is named."""
     if is_tensor(x):
-        held = _read_reals(as_reals(checked(x, "the tensor")), axis)
+        held = _read_reals(as_reals(checked(x, "the array" if tensors.is_jax(x) else "the tensor")), axis)
         return Input(held.array, held.category, held.loose, x)
     held = _read_reals(checked(as_reals(x)), axis)
     if x.dtype.kind == "c" and isinstance(x, np.ndarray) and not np.may_share_memory(x, held.array):

@@ -6,7 +6,7 @@ Imports torch; imported when the first tensor is computed with. Which formulas t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,15 +16,12 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.autograd.function import Function
 
 from farsum.compute import Call, evaluate
-from farsum.gradient import outputs_of, pull, push, remembering
+from farsum.gradient import exact_dtype, outputs_of, pull, push, remembering
 from farsum.handle import Content, Handle, content_of
+from farsum.mapped import batched, each_of
 from farsum.target import remote
 from farsum.tensors import recast, to_numpy, to_tensor
-from farsum_kernels.formula.expr import Expr, P
 from farsum_kernels.job import RANGES, Spec, output_dtypes
-
-# A row number past this is not exact in float32.
-_EXACT_ROWS = 1 << 24
 
 
 def reduced(spec: Spec, arrays: Mapping[int, Tensor], call: Call) -> tuple[Tensor, ...]:
@@ -35,7 +32,7 @@ def reduced(spec: Spec, arrays: Mapping[int, Tensor], call: Call) -> tuple[Tenso
     tensors = [arrays[n] for n in spec.inputs]
     if not _followed(tensors):
         return Reduce.forward(spec, call, *tensors)
-    dtype = _exact_dtype(spec, tensors)
+    dtype = exact_dtype(spec, tensors)
     if dtype != spec.dtype:
         wide = replace(spec, dtype=dtype)
         held = {n: recast(arrays[n], dtype) for n in spec.inputs}
@@ -53,18 +50,6 @@ def _followed(tensors: list[Tensor]) -> bool:
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
-def _exact_dtype(spec: Spec, tensors: list[Tensor]) -> str:
-    """What a job is computed in for its derivative to be right: halves hold neither its saved sums nor row numbers."""
-    if spec.dtype in ("float16", "bfloat16"):
-        return "float32"
-    if spec.dtype == "float32" and any(
-        len(part.rule.saves) and "Arg" in part.rule.saves[0] for part in spec.parts
-    ):
-        rows = (x.shape[-2] for x, v in zip(tensors, spec.inputs.values(), strict=True) if v.params[2] != P)
-        return "float64" if max(rows, default=0) > _EXACT_ROWS else "float32"
-    return spec.dtype
 
 
 class Reduce(Function):
@@ -145,22 +130,3 @@ def _hashed_once(n: int, array: Any, guarded: dict[int, Content | None]) -> Any:
         return array
     content = guarded[n] = guarded[n] or content_of(array)
     return Handle(content, array.dtype, array.shape)
-
-
-def batched(tensors: Sequence[Tensor], dims: Sequence[int | None], inputs: Iterable[Expr]) -> list[Tensor]:
-    """The tensors of these variables with their mapped axes as a first batch axis, in line with all other batches."""
-    own = [1 if v.params[2] == P else 2 for v in inputs]
-    mapped = list(zip(tensors, dims, own, strict=True))
-    rank = max(x.ndim - n - (d is not None) for x, d, n in mapped)
-    return [x if d is None else _in_front(x, d, rank + n) for x, d, n in mapped]
-
-
-def each_of(tensors: Sequence[Tensor], dims: Sequence[int | None], k: int) -> list[Tensor]:
-    """The tensors at one place of their mapped axes."""
-    return [x if d is None else x.select(d, k) for x, d in zip(tensors, dims, strict=True)]
-
-
-def _in_front(x: Tensor, d: int, rank: int) -> Tensor:
-    """Axis d as the first, and after it as many axes of 1 as it takes to leave `rank` axes behind it."""
-    x = x.movedim(d, 0)
-    return x.reshape(x.shape[0], *(1,) * (rank + 1 - x.ndim), *x.shape[1:])

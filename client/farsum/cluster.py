@@ -88,7 +88,7 @@ def sort_clusters(x: Any, lab: Array) -> tuple[Any, Array]:
 def _sorted(x: Any, lab: Array, order: Array, what: str) -> Any:
     if not is_tensor(x):
         return _rows(x, lab, what)[order]
-    _rows(plain(x.detach()), lab, what)
+    _rows(plain(x), lab, what)
     return in_order(x, order)
 
 

@@ -15,7 +15,7 @@ from farsum.futures import Submitted, mapped
 from farsum.handle import Content, Handle, handle_of
 from farsum.recorded import Tape, record_step, tape_of
 from farsum.target import prepared, remote
-from farsum.tensors import among, is_array, is_tensor, recast
+from farsum.tensors import among, is_array, is_jax, is_tensor, recast
 from farsum_kernels.errors import DtypeError, EngineMissing, FormulaError, OperandError, ShapeError
 from farsum_kernels.formula.expr import Expr, node, variables
 from farsum_kernels.formula.reductions import Kind, reduction_named
@@ -113,13 +113,15 @@ PLAIN = Call()
 
 
 def evaluate(spec: Spec, arrays: Mapping[int, Any], call: Call = PLAIN) -> tuple[Any, ...]:
-    """The results of a job: arrays of arrays, or tensors of tensors, which autograd then knows.
+    """The results of a job: arrays of arrays, or tensors of tensors, which their library can differentiate.
 
     Ranges stand beside the arrays, at their places, or in the call.
     """
-    if among(arrays.values()):
-        from farsum.autograd import reduced
-
+    if library := among(arrays.values()):
+        if library == "jax":
+            from farsum.primitives import reduced
+        else:
+            from farsum.autograd import reduced
         return reduced(spec, arrays, call)
     if call.ranges:
         arrays = {**arrays, **call.ranges}
@@ -179,10 +181,12 @@ class Computation:
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
-        are_tensors = among(arrays.values())
+        are_tensors = among(arrays.values()) != ""
+        given = arrays
         spec, arrays = self._asked(arrays, dtype, ranges)
         if names is not None or out is not None:
-            extent = check_arrays(spec, arrays, names)
+            # As they were given: JAX cannot hold what is asked to be computed in float64.
+            extent = check_arrays(self.spec(dtype), {**arrays, **given}, names)
             if out is not None:
                 if is_tensor(out) is not are_tensors:
                     raise OperandError(f"out is an array like those of the formula, not {type(out).__name__}")
@@ -217,7 +221,7 @@ class Computation:
         """The future of finish(what `run` gives). Raises for arrays that do not fit at once, and for tensors."""
         if among(arrays.values()):
             raise OperandError(
-                "submit takes arrays and handles; autograd cannot wait for a tensor: call the reduction instead"
+                "submit takes arrays and handles; nothing can wait for a tensor: call the reduction instead"
             )
         spec, arrays = self._asked(arrays, dtype, ranges)
         check_arrays(spec, arrays, names)
@@ -300,6 +304,8 @@ def check_fits(out: Any, shape: tuple[int, ...], dtype: str) -> None:
         raise OperandError(
             f"out is an array of dtype {dtype} and shape {shape}, like the result, not {type(out).__name__}"
         )
+    if is_jax(out):
+        raise OperandError("out is written to, and an array of JAX never changes: take the result as it comes")
     if dtype_name(out.dtype) != dtype:
         raise DtypeError(f"out has dtype {out.dtype}; the result has dtype {dtype}")
     if tuple(out.shape) != tuple(shape):

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # What a derivative needs of a reduction besides its value, asked for together with it.
 _WITH_PLACES = {"Min": "Min_ArgMin", "Max": "Max_ArgMax", "KMin": "KMin_ArgKMin"}
 
+# A row number past this is not exact in float32.
+_EXACT_ROWS = 1 << 24
+
 Outputs = tuple[
     tuple[int, bool], ...
 ]  # of each result of a job: which of its reductions, and are these values?
@@ -58,6 +61,18 @@ def remembering(spec: Spec) -> tuple[Spec, tuple[int, ...]]:
     if len(parts) > MAX_PARTS:
         return spec, tuple(range(len(outputs_of(spec))))
     return _spec(parts, spec.axis, spec.dtype), tuple(own)
+
+
+def exact_dtype(spec: Spec, arrays: Sequence[Any]) -> str:
+    """What a job is computed in for its derivative to be right: halves hold neither its saved sums nor row numbers."""
+    if spec.dtype in ("float16", "bfloat16"):
+        return "float32"
+    if spec.dtype == "float32" and any(
+        len(part.rule.saves) and "Arg" in part.rule.saves[0] for part in spec.parts
+    ):
+        rows = (x.shape[-2] for x, v in zip(arrays, spec.inputs.values(), strict=True) if v.params[2] != P)
+        return "float64" if max(rows, default=0) > _EXACT_ROWS else "float32"
+    return spec.dtype
 
 
 def _spec(parts: Sequence[Part], axis: int, dtype: str) -> Spec:
@@ -93,12 +108,14 @@ def _saved_variable(spec: Spec, n: int) -> Expr:
 
 @lru_cache(maxsize=1024)
 def _pulled(
-    spec: Spec, live: tuple[int, ...], wanted: tuple[int, ...]
+    spec: Spec, live: tuple[int, ...], wanted: tuple[int, ...], linear: bool = False
 ) -> tuple[tuple[Spec, tuple[int, ...]], ...]:
     """The jobs whose results are the cotangents of the wanted inputs, one job for all that share an axis.
 
-    live   the reductions whose cotangents are given
+    live     the reductions whose cotangents are given
+    linear   the wanted inputs have no numbers, and the job is linear in them
     """
+    counted = _without(spec, wanted) if linear else tuple(spec.inputs.values())
     kept, along = (I, J) if spec.axis == 1 else (J, I)
     rows = [{I: 1, J: 0}[c] for n in wanted if (c := spec.inputs[n].params[2]) != P]
     axes: dict[int, list[tuple[int, Expr]]] = {}
@@ -118,20 +135,33 @@ def _pulled(
         for first in range(0, len(found_), MAX_PARTS):
             some = found_[first : first + MAX_PARTS]
             # The Sum runs over every pair, also where a derivative does not depend on one of its points.
-            formulas = [counting(some[0][1], None, spec.inputs.values()), *(f for _, f in some[1:])]
+            formulas = [counting(some[0][1], None, counted), *(f for _, f in some[1:])]
             parts = [Part(f, "Sum") for f in formulas]
             jobs.append((_spec(parts, axis, spec.dtype), tuple(n for n, _ in some)))
     return tuple(jobs)
 
 
+def _without(spec: Spec, absent: Sequence[int]) -> tuple[Expr, ...]:
+    """The inputs that count for rows, without those that are absent where others have as many.
+
+    For the batch shape of a derivative the cotangents count.
+    """
+    known = [v for n, v in spec.inputs.items() if n not in absent]
+    for n in absent:
+        if all(v.params[2] != spec.inputs[n].params[2] for v in known):
+            known.append(spec.inputs[n])
+    return tuple(known)
+
+
 @lru_cache(maxsize=1024)
-def _pushed(spec: Spec, given: tuple[int, ...]) -> tuple[Spec, tuple[int, ...]] | None:
-    """The job whose results are the tangents of the reductions, and which reductions these are."""
+def _pushed(
+    spec: Spec, given: tuple[int, ...], wanted: tuple[int, ...]
+) -> tuple[Spec, tuple[int, ...]] | None:
+    """The job whose results are the tangents of the wanted reductions, and which reductions these are."""
     along = J if spec.axis == 1 else I
     parts, places = [], []
-    for place, part in enumerate(spec.parts):
-        if Kind.VALUE not in part.rule.outputs:
-            continue
+    for place in wanted:
+        part = spec.parts[place]
         found = zero(_width(part))
         for n in given:
             v = spec.inputs[n]
@@ -151,11 +181,13 @@ def pull(
     results: Sequence[Any],
     cotangents: Sequence[Any],
     wanted: Sequence[int],
+    linear: bool = False,
 ) -> dict[int, Any]:
     """The cotangents of the wanted inputs of a job, each of the shape of its array.
 
     results      those of the job; None where they are not known
     cotangents   of the results; None for zeros, and for indices
+    linear       the job is linear in the wanted inputs, whose arrays are read for their shapes alone
 
     Raises NoDerivative for a reduction without one.
     """
@@ -166,7 +198,7 @@ def pull(
         held[_beyond(spec) + 2 * place] = _flat(e, spec.parts[place])
         _save(spec, place, call, arrays, results, held)
     found = {}
-    for job, targets in _pulled(spec, tuple(given), tuple(wanted)):
+    for job, targets in _pulled(spec, tuple(given), tuple(wanted), linear):
         values = evaluate(job, {n: held[n] for n in job.inputs}, call)
         for n, value in zip(targets, values, strict=True):
             value = value.sum(-2) if spec.inputs[n].params[2] == P else value
@@ -182,16 +214,19 @@ def push(
     tangents: Mapping[int, Any],
     like: Sequence[Any],
 ) -> list[Any]:
-    """The tangents of the results of a job from those of its inputs; None for indices.
+    """The tangents of the results of a job from those of its inputs; None for indices and for what is not wanted.
 
     results   those of the job; None where they are not known
-    like      arrays of their shapes
+    like      arrays of their shapes; None for those whose tangent is not wanted
 
     Raises NoDerivative for a reduction without one.
     """
     outputs = outputs_of(spec)
     found: dict[int, Any] = {}
-    if (pushed := _pushed(spec, tuple(tangents))) is not None:
+    wanted = {
+        part: None for (part, is_value), y in zip(outputs, like, strict=True) if is_value and y is not None
+    }
+    if (pushed := _pushed(spec, tuple(tangents), tuple(wanted))) is not None:
         job, places = pushed
         held = dict(arrays)
         for n, u in tangents.items():
@@ -200,7 +235,7 @@ def push(
             _save(spec, place, call, arrays, results, held)
         found = dict(zip(places, evaluate(job, {n: held[n] for n in job.inputs}, call), strict=True))
     return [
-        None if not is_value else found[part].reshape(y.shape) if part in found else zeros_like(y)
+        None if part not in wanted or not is_value else found[part].reshape(y.shape) if part in found else zeros_like(y)
         for (part, is_value), y in zip(outputs, like, strict=True)
     ]
 

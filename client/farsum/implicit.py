@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from farsum.arrays import as_ranges
-from farsum.autograd import batched, each_of, outer_tangents, primal
+from farsum.autograd import outer_tangents, primal
 from farsum.compute import Call
 from farsum.gradient import pull, push
+from farsum.mapped import batched, each_of
 from farsum.systems import System
 from farsum.tensors import recast, to_numpy, to_tensor
 from farsum_kernels.errors import OperandError

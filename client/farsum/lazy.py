@@ -316,7 +316,7 @@ def made_from(x: Any, axis: int | None = None, complex_symbol: bool = False) -> 
     if type(x) is np.ndarray and not complex_symbol:
         return of_input(read_array(x, axis), x.dtype.kind == "c")
     if is_tensor(x) and not complex_symbol:
-        return of_input(read_array(x, axis), x.is_complex())
+        return of_input(read_array(x, axis), is_complex(x))
     if type(x) is int or isinstance(x, np.integer):
         if axis is not None and axis not in (0, 1, 2):
             raise AxisError(f"axis={axis!r} is none of 0 (i), 1 (j)")

@@ -9,7 +9,7 @@ import numpy as np
 from farsum.arrays import Array, Input, Slot, is_number
 from farsum.lazy import make, of_input
 from farsum.systems import found
-from farsum.tensors import NUMPY, is_tensor, plain, recast, to_tensor
+from farsum.tensors import NUMPY, is_followed, plain, recast, to_tensor
 from farsum_kernels.errors import FormulaError, NoDerivative, ShapeError
 from farsum_kernels.formula.expr import J
 from farsum_kernels.program import ENDS, MAX_EIGENVALUES, Eigen
@@ -51,9 +51,10 @@ def eigsh(
 def _of_tensors(lazy: Any, *options: Any) -> tuple[Any, Any]:
     """The same of tensors: tensors, which have no derivative."""
     inputs = [held.array for held in lazy.frame.inputs]
-    if any(is_tensor(x) and x.requires_grad for x in inputs):
+    if any(map(is_followed, inputs)):
         raise NoDerivative(
-            "eigenvalues are not differentiated: detach the tensors, or write with torch.no_grad()"
+            "eigenvalues are not differentiated: detach the tensors, or write with torch.no_grad(); with JAX, "
+            "jax.lax.stop_gradient, outside of jax.jit"
         )
     dtype = "float32" if lazy.frame.dtype in ("float16", "bfloat16") else lazy.frame.dtype
     frame = lazy.frame.but(

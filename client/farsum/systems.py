@@ -14,7 +14,7 @@ from farsum.compute import Computation, within_reach
 from farsum.handle import Handle, handle_of
 from farsum.recorded import Tape, record_step, tape_of
 from farsum.target import prepared
-from farsum.tensors import among, is_tensor
+from farsum.tensors import among, broadcast, is_tensor
 from farsum_kernels.errors import FormulaError, OperandError
 from farsum_kernels.formula.expr import P
 from farsum_kernels.iterations.conjugate import LEAST_CAP
@@ -48,9 +48,11 @@ class System:
 
         Raises SolverDidNotConverge, with the iterate and the residuals, and DeadlineExceeded.
         """
-        if among(arrays.values()):
-            from farsum.implicit import solved
-
+        if library := among(arrays.values()):
+            if library == "jax":
+                from farsum.solution import solved
+            else:
+                from farsum.implicit import solved
             return solved(self, arrays, alpha)
         rule = solve_by(arrays[self.unknown], self.unknown, alpha, **self.options)
         (a,) = found(self.computation, arrays, self.dtype, rule, self.ranges, self.deadline_s, self.keep)
@@ -175,7 +177,7 @@ def widened(b: Any, batch: tuple[int, ...]) -> Any:
     """A right-hand side with these batch axes, C-ordered."""
     shape = (*batch, *b.shape[-2:])
     if is_tensor(b):
-        return b.expand(shape)
+        return broadcast(b, shape)
     return b if b.shape == shape and not isinstance(b, np.ndarray) else _spread(b, shape)
 
 

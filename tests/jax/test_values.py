@@ -1,0 +1,226 @@
+"""Arrays of JAX in, arrays of JAX out: every way of writing a reduction, inside jit and outside, every dtype."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import farsum
+import farsum.jax
+import farsum.numpy
+from farsum.cluster import cluster_ranges_centroids, from_matrix, grid_cluster, sort_clusters
+from farsum.jax import (
+    ComplexLazyTensor,
+    KernelSolve,
+    LazyTensor,
+    Vi,
+    Vj,
+    generic_argkmin,
+    generic_argmin,
+    generic_logsumexp,
+    generic_sum,
+)
+from tests.jax.pairs import PAIRS, close, gauss, inputs, squares
+
+mark = pytest.mark
+
+
+def test_the_names_of_the_front_end_are_those_of_numpy() -> None:
+    assert set(farsum.jax.__all__) == set(farsum.numpy.__all__)
+    assert all(getattr(farsum.jax, n) is getattr(farsum.numpy, n) for n in farsum.jax.__all__)
+
+
+def test_numpy_arrays_never_load_jax() -> None:
+    script = (
+        "import sys, numpy as np\n"
+        "from farsum.numpy import Vi, Vj\n"
+        "x = np.random.rand(9, 3); K = (-Vi(x).sqdist(Vj(x))).exp()\n"
+        "K.sum(axis=1); K @ x; K.solve(Vi(x), alpha=1.0); K.dense(); K[[0]]; K.sum(axis=1, radius=0.5)\n"
+        "raise SystemExit('jax' in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@mark.parametrize("name", PAIRS)
+def test_values_inside_and_outside_jit(name: str) -> None:
+    ours, dense = PAIRS[name]
+    x, y, b, p = inputs()
+    assert x.dtype == jnp.float32  # the default of JAX, which has no float64 then
+    want = dense(x, y, b, p)
+    for found in (ours(x, y, b, p), jax.jit(ours)(x, y, b, p)):
+        assert isinstance(found, jax.Array)
+        close(found, want, 1e-5)
+
+
+@mark.parametrize("axis", [0, 1])
+@mark.parametrize("x64", [False, True])
+def test_indices_have_the_int_of_jax(axis: int, x64: bool) -> None:
+    with jax.enable_x64(x64):
+        x, y, *_ = inputs()
+        d = squares(x, y)
+        order = jnp.argsort(d, axis)
+        want = (order[:, :2] if axis else order[:2].T, d.min(axis)[:, None], d.argmin(axis)[:, None])
+        assert want[0].dtype == (jnp.int64 if x64 else jnp.int32)
+
+        def found(x: Any, y: Any) -> Any:
+            D = Vi(x).sqdist(Vj(y))
+            return D.argKmin(2, axis=axis), *D.min_argmin(axis=axis)
+
+        close(found(x, y), want, 1e-5)
+        close(jax.jit(found)(x, y), want, 1e-5)
+
+
+@mark.parametrize(("dtype", "error"), [("float64", 1e-13), ("float32", 1e-6), ("float16", 2e-3), ("bfloat16", 2e-2)])
+def test_dtypes_go_in_and_come_out(dtype: str, error: float) -> None:
+    with jax.enable_x64(True):
+        x, y, b, p = (a.astype(dtype) for a in inputs())
+        want = PAIRS["sum"][1](*(a.astype("float64") for a in (x, y, b, p)))
+        for f in (PAIRS["sum"][0], gauss, lambda x, y, b, p: (-p * Vi(x).sqdist(Vj(y))).exp() @ b):
+            for found in (f(x, y, b, p), jax.jit(f)(x, y, b, p)):
+                assert found.dtype == dtype
+                close(found.astype("float64"), want, 4 * error)
+
+
+@mark.parametrize("x64", [False, True])
+def test_complex_numbers(x64: bool) -> None:
+    with jax.enable_x64(x64):
+        x, y, *_ = inputs()
+        z, w = jax.lax.complex(x, 2 * x), jax.lax.complex(y, y - 1)
+        assert isinstance(Vi(z), ComplexLazyTensor)
+
+        def ours(z: Any, w: Any) -> Any:
+            return (Vi(z) * Vj(w)).exp().sum(axis=1)
+
+        want = jnp.exp(z[:, None] * w).sum(1)
+        for found in (ours(z, w), jax.jit(ours)(z, w)):
+            close(found, want, 1e-5)
+
+
+def test_arrays_of_two_dtypes_and_of_numpy_promote_as_in_jax() -> None:
+    x, y, *_ = inputs()
+    host = np.asarray(y, np.float64)  # JAX holds it as float32 here
+    want = squares(x, y).sum(1, keepdims=True)
+    for f in (
+        lambda x: Vi(x).sqdist(Vj(host)).sum(axis=1),
+        lambda x: Vi(x).sqdist(Vj(0, 2)).sum(axis=1)(host),
+        lambda x: farsum.jax.Genred("SqDist(x,y)", ["x=Vi(2)", "y=Vj(2)"], axis=1)(x, host),
+        lambda x: Vi(x).sqdist(Vj(farsum.put(host))).sum(axis=1),
+    ):
+        for found in (f(x), jax.jit(f)(x)):
+            assert isinstance(found, jax.Array)
+            close(found, want, 1e-5)
+    half = Vi(x.astype(jnp.bfloat16)).sqdist(Vj(y.astype(jnp.float16)))
+    assert half.dtype == "float32" and half.sum(axis=1).dtype == jnp.float32
+    assert isinstance(Vi(host).sqdist(Vj(host)).sum(axis=1), np.ndarray)
+
+
+def test_sums_in_float64_come_back_in_the_dtype_of_jax() -> None:
+    many = jnp.full((1, 1), 1e-4), jnp.ones((300_000, 1))
+    exact = (Vi(many[0]) * Vj(many[1])).sum(axis=1, dtype_acc="float64")
+    assert exact.dtype == jnp.float32
+    np.testing.assert_allclose(exact, 30.0, rtol=1e-7)
+    wide = farsum.jax.Genred("x*y", ["x=Vi(1)", "y=Vj(1)"], axis=1, dtype_acc="float64")
+    close(jax.jit(wide)(*many), exact, 1e-9)
+    close(jax.grad(lambda x: wide(x, many[1]).sum())(many[0]), jnp.full((1, 1), 3e5), 1e-6)
+
+
+def test_batches_numbers_and_parameters() -> None:
+    x, y, _, p = inputs()
+    many = jnp.stack([x, 2 * x, x * x])
+
+    def ours(many: Any, p: Any) -> Any:
+        return (-LazyTensor(many[:, :, None]).sqdist(LazyTensor(y[None, None])) * p * 0.5 + 1).exp().sum(axis=2)
+
+    want = jnp.exp(-squares(many, y) * p * 0.5 + 1).sum(-1, keepdims=True)
+    close(ours(many, p), want, 1e-5)
+    close(jax.jit(ours)(many, jnp.float32(p[0])), want, 1e-5)
+    close((jnp.float32(2) * Vi(x) + jnp.ones(2)).sum(axis=0), (2 * x + 1).sum(0, keepdims=True), 1e-5)
+
+
+def test_a_matrix() -> None:
+    x, y, b, _ = inputs()
+    want = jnp.exp(-squares(x, y))
+
+    def parts(x: Any, y: Any) -> Any:
+        K, L = (-Vi(x).sqdist(Vj(y))).exp(), (-Vi(y).sqdist(Vj(y))).exp()
+        return K.dense(), K @ b, K @ b[:, 0], K.T @ x, K[[0, 2]].dense(), K[1, :], K[[0, 1], [1, 2]], L.diagonal(), L.trace()
+
+    ones = jnp.ones(5)
+    true = (want, want @ b, want @ b[:, 0], want.T @ x, want[jnp.array([0, 2])], want[1], want[jnp.array([0, 1]), jnp.array([1, 2])],
+            ones, ones.sum())  # fmt: skip
+    close(parts(x, y), true, 1e-5)
+    close(jax.jit(parts)(x, y), true, 1e-5)
+    K = (-Vi(x).sqdist(Vj(y))).exp()
+    close(K[jnp.array([0, 2])].dense(), true[4], 1e-5)
+    for again in (copy.deepcopy(K), pickle.loads(pickle.dumps(K))):
+        close(again.dense(), want, 1e-5)
+    values, vectors = (-Vi(y).sqdist(Vj(y))).exp().eigsh(2)
+    exact = jnp.linalg.eigvalsh(jnp.exp(-squares(y, y)))[-2:]
+    close((values, jnp.exp(-squares(y, y)) @ vectors), (exact, values * vectors), 1e-4)
+
+
+def test_chosen_pairs() -> None:
+    x, y, *_ = inputs()
+    d = squares(x, y)
+    lower = jnp.arange(5) <= jnp.arange(4)[:, None]
+
+    def ours(x: Any, **options: Any) -> Any:
+        return Vi(x).sqdist(Vj(y)).sum(axis=1, **options)
+
+    for mask in ("causal", lower, lambda i, j: j <= i):
+        close(ours(x, mask=mask), (d * lower).sum(1, keepdims=True), 1e-5)
+    close(ours(x, radius=0.5), jnp.where(d <= 0.25, d, 0).sum(1, keepdims=True), 1e-5)
+    segments = ours(x, segments=(jnp.array([2, 2]), [3, 2]))
+    close(segments, jnp.concatenate([d[:2, :3].sum(1), d[2:, 3:].sum(1)])[:, None], 1e-5)
+    close(jax.jit(lambda x: ours(x, mask="causal"))(x), (d * lower).sum(1, keepdims=True), 1e-5)
+
+
+def test_clusters() -> None:
+    x = jnp.array([[0.1, 0.1], [5.2, 5.1], [0.3, 0.2], [5.3, 5.4]])
+    labels = grid_cluster(x, 1.0)
+    assert isinstance(labels, jax.Array) and labels.dtype == jnp.int32
+    ranges, centroids, _ = cluster_ranges_centroids(x, labels)
+    assert centroids.dtype == jnp.float32
+    near = from_matrix(ranges, ranges, squares(centroids, centroids) < 4)
+    ordered, _ = sort_clusters(x, labels)
+    close(ordered, x[jnp.array([0, 2, 1, 3])], 1e-6)
+    close(Vi(ordered).sqdist(Vj(ordered)).sum(axis=1, ranges=near)[0, 0], squares(x, x)[0, 2], 1e-5)
+
+
+def test_formulas_as_text_and_deferred_calls() -> None:
+    x, y, b, p = inputs()
+    d = squares(x, y)
+    aliases = ["x = Vi(2)", "y = Vj(2)"]
+    close(generic_sum("SqDist(x,y)", "a = Vi(1)", *aliases)(x, y), d.sum(1, keepdims=True), 1e-5)
+    close(generic_logsumexp("SqDist(x,y)", "a = Vj(1)", *aliases)(x, y), jax.nn.logsumexp(d, 0)[:, None], 1e-5)
+    close(generic_argmin("SqDist(x,y)", "a = Vi(1)", *aliases)(x, y), d.argmin(1)[:, None])
+    close(generic_argkmin("SqDist(x,y)", "a = Vi(2)", *aliases)(x, y), jnp.argsort(d, 1)[:, :2])
+    later = ((-Vi(0, 2).sqdist(Vj(1, 2))).exp() * Vj(b)).sum(axis=1)
+    close(jax.jit(lambda x, y: later(x, y))(x, y), jnp.exp(-d) @ b, 1e-5)
+    kept = Vi(x).sqdist(Vj(y)).sum(axis=1, call=False)
+    close(kept(), d.sum(1, keepdims=True), 1e-5)
+    close(kept.grad(Vi(x), jnp.ones((4, 1))), 2 * (5 * x - y.sum(0)), 1e-5)
+    assert "float32" in str(kept.explain())
+
+
+@mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_solutions(dtype: str) -> None:
+    _, y, b, p = (a.astype(dtype) for a in inputs())
+    text = KernelSolve("Exp(-p*SqDist(x,y))*b", ["x=Vi(2)", "y=Vj(2)", "b=Vj(3)", "p=Pm(1)"], "b", axis=1)
+    wide = [a.astype("float32") for a in (y, b, p)]
+    want = jnp.linalg.solve(jnp.exp(-wide[2] * squares(wide[0], wide[0])) + 0.3 * jnp.eye(5), wide[1])
+    for f in (
+        lambda y, b, p: text(y, y, b, p, alpha=0.3, eps=1e-7),
+        lambda y, b, p: (-p * Vi(y).sqdist(Vj(y))).exp().solve(Vi(b), alpha=0.3, eps=1e-7),
+    ):
+        for found in (f(y, b, p), jax.jit(f)(y, b, p)):
+            assert found.dtype == dtype
+            close(found.astype("float32"), want, 1e-4 if dtype == "float32" else 5e-2)
