@@ -305,7 +305,9 @@ def check_fits(out: Any, shape: tuple[int, ...], dtype: str) -> None:
             f"out is an array of dtype {dtype} and shape {shape}, like the result, not {type(out).__name__}"
         )
     if is_jax(out):
-        raise OperandError("out is written to, and an array of JAX never changes: take the result as it comes")
+        raise OperandError(
+            "out is written to, and an array of JAX never changes: take the result as it comes"
+        )
     if dtype_name(out.dtype) != dtype:
         raise DtypeError(f"out has dtype {out.dtype}; the result has dtype {dtype}")
     if tuple(out.shape) != tuple(shape):

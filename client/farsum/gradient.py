@@ -235,7 +235,11 @@ def push(
             _save(spec, place, call, arrays, results, held)
         found = dict(zip(places, evaluate(job, {n: held[n] for n in job.inputs}, call), strict=True))
     return [
-        None if part not in wanted or not is_value else found[part].reshape(y.shape) if part in found else zeros_like(y)
+        None
+        if part not in wanted or not is_value
+        else found[part].reshape(y.shape)
+        if part in found
+        else zeros_like(y)
         for (part, is_value), y in zip(outputs, like, strict=True)
     ]
 

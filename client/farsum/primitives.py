@@ -132,9 +132,7 @@ def _within_jit(*arrays: Any, job: Asked) -> Any:
 # ── derivatives ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _tangents(
-    primals: Sequence[Any], tangents: Sequence[Any], *, job: Asked
-) -> tuple[list[Any], list[Any]]:
+def _tangents(primals: Sequence[Any], tangents: Sequence[Any], *, job: Asked) -> tuple[list[Any], list[Any]]:
     spec, held = job.spec, dtype_name(primals[0].dtype)
     exact = exact_dtype(replace(spec, dtype=held), primals)
     if held_as(exact) != exact:
@@ -146,9 +144,7 @@ def _tangents(
     spec, own = remembering(replace(spec, dtype=wide))
     arrays = {n: recast(x, exact) for n, x in zip(spec.inputs, primals, strict=True)}
     given = {
-        n: recast(u, exact)
-        for n, u in zip(spec.inputs, tangents, strict=True)
-        if not isinstance(u, ad.Zero)
+        n: recast(u, exact) for n, u in zip(spec.inputs, tangents, strict=True) if not isinstance(u, ad.Zero)
     }
     results = evaluate(spec, arrays, job.call)
     values = [results[n] for n in own]

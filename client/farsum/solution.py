@@ -78,9 +78,7 @@ def _shape(*values: Any, system: System, order: tuple[int, ...], alpha: Any) -> 
     return jax.core.ShapedArray(b.shape, b.dtype)
 
 
-def _again(
-    system: System, order: tuple[int, ...], alpha: Any, values: Sequence[Any], rhs: Any
-) -> Any:
+def _again(system: System, order: tuple[int, ...], alpha: Any, values: Sequence[Any], rhs: Any) -> Any:
     """The solution of the same system for another right-hand side."""
     at = len(values) - len(order) + order.index(system.unknown)
     held = [rhs if n == at else x for n, x in enumerate(values)]
@@ -106,9 +104,7 @@ def _tangent(
     return a, _again(system, order, alpha, values, rhs)
 
 
-def _transposed(
-    e: Any, *values: Any, system: System, order: tuple[int, ...], alpha: Any
-) -> list[Any]:
+def _transposed(e: Any, *values: Any, system: System, order: tuple[int, ...], alpha: Any) -> list[Any]:
     at = len(values) - len(order) + order.index(system.unknown)
     found: list[Any] = [None] * len(values)
     if not isinstance(e, ad.Zero):

@@ -18,7 +18,9 @@ from farsum.handle import Handle
 from farsum_kernels.errors import DtypeError, OperandError
 from farsum_kernels.job import DTYPES, dtype_name
 
-Tensor = Any  # a torch.Tensor or a jax.Array: the names of these classes are not there before their libraries are
+Tensor = (
+    Any  # a torch.Tensor or a jax.Array: the names of these classes are not there before their libraries are
+)
 
 
 class Home(Enum):
@@ -31,14 +33,17 @@ class Home(Enum):
 NUMPY, JAX = Home.NUMPY, Home.JAX
 
 
-@lru_cache(maxsize=1024)
-def _library(kind: type) -> str:
+def _named(kind: type) -> str:
     """ "torch" or "jax" for a class of tensors, those that JAX traces with among them, and "" for any other."""
     if issubclass(kind, getattr(sys.modules.get("torch"), "Tensor", ())):
         return "torch"
     jax = sys.modules.get("jax")
     traced = getattr(getattr(jax, "core", None), "Tracer", ())
     return "jax" if issubclass(kind, getattr(jax, "Array", ())) or issubclass(kind, traced) else ""
+
+
+# A class stays what it is, and nearly every array is looked at.
+_library: Callable[[Any], str] = lru_cache(maxsize=1024)(_named)
 
 
 def is_tensor(x: object) -> bool:
@@ -94,7 +99,9 @@ def one_home(a: Any, b: Any, what: str) -> Any:
     if JAX in (a, b):
         if NUMPY in (a, b):
             return JAX
-        raise OperandError(f"{what} combines tensors of PyTorch with arrays of JAX: convert one, e.g. with DLPack")
+        raise OperandError(
+            f"{what} combines tensors of PyTorch with arrays of JAX: convert one, e.g. with DLPack"
+        )
     if NUMPY in (a, b):
         raise OperandError(
             f"{what} combines NumPy arrays with tensors; farsum.torch takes tensors alone: convert with "
@@ -182,7 +189,9 @@ def to_numpy(x: Tensor) -> np.ndarray[Any, Any]:
 
 
 def _of_jax(x: Tensor) -> np.ndarray[Any, Any]:
-    known = sys.modules["jax"].lax.stop_gradient(x) if is_followed(x) else x  # `grad` outside `jit` has the numbers
+    known = (
+        sys.modules["jax"].lax.stop_gradient(x) if is_followed(x) else x
+    )  # `grad` outside `jit` has the numbers
     if is_followed(known):
         raise OperandError(
             f"the numbers of an array of shape {x.shape} are needed, and it is traced by jax.jit, vmap or the like: "
@@ -257,7 +266,9 @@ def rows_of(x: Any, chosen: Any) -> Any:
 
 def in_order(x: Tensor, order: np.ndarray[Any, Any], flipped: bool = False) -> Tensor:
     """x[order] along the first axis; order[x] when flipped."""
-    places = sys.modules["torch"].as_tensor(order, device=x.device) if is_torch(x) else _numpy_of(x).asarray(order)
+    places = (
+        sys.modules["torch"].as_tensor(order, device=x.device) if is_torch(x) else _numpy_of(x).asarray(order)
+    )
     return places[x] if flipped else x[places]
 
 

@@ -30,7 +30,9 @@ def close(found: Any, want: Any, error: float = 1e-9) -> None:
 def _close(have: Any, true: Any, error: float) -> None:
     assert have.dtype == true.dtype and have.shape == true.shape
     kind = np.complex128 if jnp.iscomplexobj(true) else np.float64
-    np.testing.assert_allclose(np.asarray(have).astype(kind), np.asarray(true).astype(kind), rtol=error, atol=error)
+    np.testing.assert_allclose(
+        np.asarray(have).astype(kind), np.asarray(true).astype(kind), rtol=error, atol=error
+    )
 
 
 def squares(x: Any, y: Any) -> Any:

@@ -164,12 +164,12 @@ def test_what_is_linear_is_transposed() -> None:
 
 def test_a_reduction_without_a_derivative_says_so() -> None:
     x, y, *_ = inputs()
-    f = lambda x: (-Vi(x).sqdist(Vj(y))).reduction("Max_SumShiftExp", axis=1)[..., 0].sum()  # noqa: E731
+    f = lambda x: (-Vi(x).sqdist(Vj(y))).reduction("Max_SumShiftExp", axis=1)[..., 0].sum()
     f(x)
     for asked in (grad(f), jit(grad(f)), jacfwd(f)):
         with pytest.raises(NoDerivative, match="LogSumExp"):
             asked(x)
-    spectrum = lambda x: (-Vi(x).sqdist(Vj(x))).exp().eigsh(2)[0].sum()  # noqa: E731
+    spectrum = lambda x: (-Vi(x).sqdist(Vj(x))).exp().eigsh(2)[0].sum()
     for asked in (grad(spectrum), jit(spectrum)):
         with pytest.raises(NoDerivative, match="stop_gradient"):
             asked(x)
@@ -202,10 +202,11 @@ def test_solutions_in_both_modes() -> None:
 def test_solutions_are_differentiated_twice_and_mapped() -> None:
     y, b, p, alpha = *inputs()[1:], jnp.asarray(0.3)
     want = jit(hessian(scalar(dense_solved), (2, 3)))(y, b, p, alpha)
-    found = jit(lambda *args: (hessian(f, (2, 3))(*args), jacrev(jacrev(f, (2, 3)), (2, 3))(*args)))
-    f = scalar(by_name)
+    ours = scalar(by_name)
+    found = jit(lambda *args: (hessian(ours, (2, 3))(*args), jacrev(jacrev(ours, (2, 3)), (2, 3))(*args)))
     close(found(y, b, p, alpha), (want, want), 1e-6)
     many = (jnp.stack([y, y * 2], 1), b, jnp.stack([p, p + 1]), alpha)
     alphas = (y, b, p, jnp.stack([alpha, 2 * alpha]))
     for dims, args in (((1, None, 0, None), many), ((None, None, None, 0), alphas)):
-        close(*(jit(jax.vmap(f, dims))(*args) for f in (by_name, dense_solved)), 1e-7)
+        found, want = (jit(jax.vmap(f, dims))(*args) for f in (by_name, dense_solved))
+        close(found, want, 1e-7)

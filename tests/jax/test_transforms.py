@@ -33,7 +33,9 @@ def test_maps_over_any_axis(in_axes: tuple[int | None, ...]) -> None:
     ]
     ours, dense = PAIRS["sum"]
     close(vmap(gauss, in_axes)(*args), jit(vmap(dense, in_axes))(*args))
-    found, want = (jit(lambda *a, f=f: [vmap(f, in_axes, d)(*a) for d in (1, 2, -2)])(*args) for f in (ours, dense))
+    found, want = (
+        jit(lambda *a, f=f: [vmap(f, in_axes, d)(*a) for d in (1, 2, -2)])(*args) for f in (ours, dense)
+    )
     close(found, want)
     jaxpr = str(jax.make_jaxpr(vmap(ours, in_axes))(*args))
     # One job: the axis rides among its batch axes.
@@ -62,10 +64,15 @@ def test_maps_within_maps_and_over_batches() -> None:
         for f in PAIRS["sum"]
     )
     close(got, want)
-    batches, scale = jnp.stack([grid[..., 0, :], 2 * grid[..., 0, :]]), jnp.array([1.0, 2.0]).reshape(2, 1, 1, 1)
+    batches, scale = (
+        jnp.stack([grid[..., 0, :], 2 * grid[..., 0, :]]),
+        jnp.array([1.0, 2.0]).reshape(2, 1, 1, 1),
+    )
 
     def batched(x: Any, s: Any) -> Any:
-        return (-LazyTensor(x[:, :, None]).sqdist(LazyTensor(y[None, None])) * LazyTensor(s)).exp().sum(axis=2)
+        return (
+            (-LazyTensor(x[:, :, None]).sqdist(LazyTensor(y[None, None])) * LazyTensor(s)).exp().sum(axis=2)
+        )
 
     got = vmap(batched, (2, None))(batches, scale)
     want = jnp.exp(-squares(jnp.moveaxis(batches, 2, 0), y) * scale[:, 0]).sum(-1, keepdims=True)
@@ -108,9 +115,14 @@ def loops(f: Function) -> Function:
 
 def test_loops_and_branches_around_a_reduction() -> None:
     x, y, *_ = inputs()
-    ours, dense = lambda x: (-Vi(x).sqdist(Vj(y))).exp().sum(axis=1).sum(), lambda x: jnp.exp(-squares(x, y)).sum()
+    ours, dense = (
+        lambda x: (-Vi(x).sqdist(Vj(y))).exp().sum(axis=1).sum(),
+        lambda x: jnp.exp(-squares(x, y)).sum(),
+    )
     close(*(jit(loops(f))(x) for f in (ours, dense)))
-    through = [jit(grad(lambda x, f=f: jax.lax.scan(step(f), x, None, length=3)[0].sum()))(x) for f in (ours, dense)]
+    through = [
+        jit(grad(lambda x, f=f: jax.lax.scan(step(f), x, None, length=3)[0].sum()))(x) for f in (ours, dense)
+    ]
     close(*through)
     close(jax.lax.scan(step(ours), x, None, length=4), jit(loops(dense))(x)[:2])
 

@@ -78,7 +78,9 @@ def test_indices_have_the_int_of_jax(axis: int, x64: bool) -> None:
         close(jax.jit(found)(x, y), want, 1e-5)
 
 
-@mark.parametrize(("dtype", "error"), [("float64", 1e-13), ("float32", 1e-6), ("float16", 2e-3), ("bfloat16", 2e-2)])
+@mark.parametrize(
+    ("dtype", "error"), [("float64", 1e-13), ("float32", 1e-6), ("float16", 2e-3), ("bfloat16", 2e-2)]
+)
 def test_dtypes_go_in_and_come_out(dtype: str, error: float) -> None:
     with jax.enable_x64(True):
         x, y, b, p = (a.astype(dtype) for a in inputs())
@@ -137,7 +139,9 @@ def test_batches_numbers_and_parameters() -> None:
     many = jnp.stack([x, 2 * x, x * x])
 
     def ours(many: Any, p: Any) -> Any:
-        return (-LazyTensor(many[:, :, None]).sqdist(LazyTensor(y[None, None])) * p * 0.5 + 1).exp().sum(axis=2)
+        return (
+            (-LazyTensor(many[:, :, None]).sqdist(LazyTensor(y[None, None])) * p * 0.5 + 1).exp().sum(axis=2)
+        )
 
     want = jnp.exp(-squares(many, y) * p * 0.5 + 1).sum(-1, keepdims=True)
     close(ours(many, p), want, 1e-5)
@@ -151,7 +155,17 @@ def test_a_matrix() -> None:
 
     def parts(x: Any, y: Any) -> Any:
         K, L = (-Vi(x).sqdist(Vj(y))).exp(), (-Vi(y).sqdist(Vj(y))).exp()
-        return K.dense(), K @ b, K @ b[:, 0], K.T @ x, K[[0, 2]].dense(), K[1, :], K[[0, 1], [1, 2]], L.diagonal(), L.trace()
+        return (
+            K.dense(),
+            K @ b,
+            K @ b[:, 0],
+            K.T @ x,
+            K[[0, 2]].dense(),
+            K[1, :],
+            K[[0, 1], [1, 2]],
+            L.diagonal(),
+            L.trace(),
+        )
 
     ones = jnp.ones(5)
     true = (want, want @ b, want @ b[:, 0], want.T @ x, want[jnp.array([0, 2])], want[1], want[jnp.array([0, 1]), jnp.array([1, 2])],
@@ -196,11 +210,13 @@ def test_clusters() -> None:
 
 
 def test_formulas_as_text_and_deferred_calls() -> None:
-    x, y, b, p = inputs()
+    x, y, b, _ = inputs()
     d = squares(x, y)
     aliases = ["x = Vi(2)", "y = Vj(2)"]
     close(generic_sum("SqDist(x,y)", "a = Vi(1)", *aliases)(x, y), d.sum(1, keepdims=True), 1e-5)
-    close(generic_logsumexp("SqDist(x,y)", "a = Vj(1)", *aliases)(x, y), jax.nn.logsumexp(d, 0)[:, None], 1e-5)
+    close(
+        generic_logsumexp("SqDist(x,y)", "a = Vj(1)", *aliases)(x, y), jax.nn.logsumexp(d, 0)[:, None], 1e-5
+    )
     close(generic_argmin("SqDist(x,y)", "a = Vi(1)", *aliases)(x, y), d.argmin(1)[:, None])
     close(generic_argkmin("SqDist(x,y)", "a = Vi(2)", *aliases)(x, y), jnp.argsort(d, 1)[:, :2])
     later = ((-Vi(0, 2).sqdist(Vj(1, 2))).exp() * Vj(b)).sum(axis=1)

@@ -24,6 +24,7 @@ SCRIPTS = [path.stem for path in sorted(EXAMPLES.glob("*.py")) if path.stem != "
 SAYS = {
     "genred_formulas": "gradient by x: relative error",
     "interpolation": "KernelSolve, three signals",
+    "jax_flow": "Hessian times a direction: relative error",
     "kmeans": "inertia, next to scikit-learn: relative difference",
     "lazy_arrays": "    formula: Sum(Square((Var(0,3,0) - Var(1,3,1))))",
     "residency": "its eigenvector: relative error",

@@ -10,7 +10,7 @@ import pytest
 
 from farsum_kernels import errors
 
-PUBLIC = ["farsum", "farsum.numpy", "farsum.torch"]
+PUBLIC = ["farsum", "farsum.numpy", "farsum.torch", "farsum.jax"]
 
 
 @pytest.mark.parametrize("name", PUBLIC)
