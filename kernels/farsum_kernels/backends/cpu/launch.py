@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from farsum_kernels.backends.cpu import certified as certificate
 from farsum_kernels.backends.cpu import culling, native
 from farsum_kernels.backends.cpu.addresses import address, table_of
 from farsum_kernels.backends.cpu.skeleton import Stored, Text, kernel_text
@@ -40,7 +41,7 @@ SPARE_BYTES, MAX_SPARE = 1 << 16, 4
 class Kernel:
     """A compiled reduction. Holds no data; any number of launches may use it at once."""
 
-    def __init__(self, spec: Spec, machine: Machine) -> None:
+    def __init__(self, spec: Spec, machine: Machine, certified: bool = False) -> None:
         parts = spec.over_j()
         self.spec = spec
         self.machine = machine
@@ -76,6 +77,9 @@ class Kernel:
         ]
         self.picks = _picks(self.counts)
         self.points = culling.cullable(self.program, parts)
+        # The same reduction by scalar products, for points that are fit for it.
+        self._certified = None if certified else certificate.certified(spec, machine)
+        self.distances = {"distances": "by norms and scalar products, under a certificate"} if certified else {}
         self._grounds: dict[Any, Ground] = {}
 
     def check_indices(self, extent: Extent) -> None:
@@ -135,6 +139,8 @@ class Kernel:
 
     def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch | CulledLaunch:
         """Bind arrays of the right shapes and dtype."""
+        if self._certified and (fit := self._certified.arrays(arrays, extent)):
+            return self._certified.kernel.launch(fit, extent)
         dense = RANGES[0] not in arrays and not extent.batch
         if self.points and dense and culling.large_enough(self, extent):
             seeds = partial(_seeds, self, arrays, extent)
@@ -252,7 +258,7 @@ class Launch:
     @property
     def words(self) -> Mapping[str, str]:
         """The plan in words."""
-        return self._ground.words
+        return {**self._ground.words, **self._kernel.distances}
 
     @property
     def share(self) -> float:
