@@ -18,7 +18,9 @@ from farsum_kernels.formula.rewrite import add, div, mul, neg, sub, total
 MIN_DIM = 8  # below, the subtractions cost less than what replaces them
 
 # Operations that are read as what they stand for.
-_READ = frozenset({"Grad", "SqDist", "SqNorm2", "SqNormIso", "WeightedSqNorm", "WeightedSqDist", "Scalprod"})
+_READ = frozenset(
+    {"Grad", "Norm2", "SqDist", "SqNorm2", "SqNormIso", "WeightedSqNorm", "WeightedSqDist", "Scalprod"}
+)
 
 
 @dataclass(frozen=True)
@@ -139,18 +141,18 @@ def _combined(n: Expr, uses: list[Use]) -> Use:
             return "exponent", frozenset(mul(n.args[0], c) for c in last)
         case "Divide", ("exponent", "free") if number[1]:
             return "exponent", frozenset(div(c, n.args[1]) for c in first)
-        case ("Add" | "Subtract"), ("exponent", "free") if n.args[1].dim == 1:
+        case (("Add" | "Subtract"), ("exponent", "free")) if n.args[1].dim == 1:
             return uses[0]
-        case ("Add" | "Subtract"), ("free", "exponent") if n.args[0].dim == 1:
+        case (("Add" | "Subtract"), ("free", "exponent")) if n.args[0].dim == 1:
             return uses[1]
-        case ("Add" | "Subtract"), ("exponent", "exponent"):
+        case (("Add" | "Subtract"), ("exponent", "exponent")):
             combine = add if n.op.name == "Add" else sub
             return "exponent", frozenset(combine(c, d) for c in first for d in last)
-        case ("Add" | "Subtract"), (("term" | "free"), ("term" | "free")):
+        case (("Add" | "Subtract"), (("term" | "free"), ("term" | "free"))):
             return "term", first | last
-        case ("Minus" | "Sum" | "SumT"), ("term",):
+        case (("Minus" | "Sum" | "SumT"), ("term",)):
             return uses[0]
-        case ("Mult" | "Divide"), ("term", "free"):
+        case (("Mult" | "Divide"), ("term", "free")):
             return uses[0]
         case "Mult", ("free", "term"):
             return uses[1]

@@ -24,7 +24,7 @@ from farsum_kernels.job import Extent, Part
 from farsum_kernels.scalar.ir import LEAVES, MASKS, I, J, Loop, Prim, number
 
 if TYPE_CHECKING:
-    from farsum_kernels.backends.cpu.launch import Kernel
+    from farsum_kernels.backends.cpu.kernel import Kernel
 
 Array = NDArray[Any]
 Bounds = tuple[Array, Array]

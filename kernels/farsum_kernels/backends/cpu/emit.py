@@ -332,6 +332,7 @@ class Emitter:
             state = [s for x in terms("0") for s in (x, "zeroinitializer")[:states]]
         else:
             state = ["zeroinitializer"] * len(wants)
+
         def carried(state: list[str]) -> list[tuple[str, str]]:
             return [(self.shape.f, s) for s in state]
 
