@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from farsum_kernels.backends.cpu.certified import MIN_ROWS, at_centre, squares
 from farsum_kernels.backends.cpu.emit import PIECE
-from farsum_kernels.backends.cpu.launch import Launch, on_rows
+from farsum_kernels.backends.cpu.launch import Launch
+from farsum_kernels.backends.rows import on_rows
 from farsum_kernels.formula.expanded import Expanded, expanded_distance
 from farsum_kernels.formula.rewrite import simplified
 from farsum_kernels.job import RANGES, Extent, Spec
@@ -67,7 +68,7 @@ class Filter:
                 pass
             if clear(run.results()[0], slack[some]).mean() < 1 - WORTH:
                 return None
-        return FilteredLaunch(direct, arrays, extent, Launch(self.kernel, moved, extent), slack, self.k)
+        return FilteredLaunch(direct, arrays, extent, self.kernel.bind(moved, extent), slack, self.k)
 
 
 def filtered(spec: Spec, compiled: Callable[[Spec], Kernel]) -> Filter | None:

@@ -11,20 +11,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum_kernels.backends.cpu import culling, native
+from farsum_kernels.backends import culling
+from farsum_kernels.backends.cpu import native
 from farsum_kernels.backends.cpu.certified import certified
-from farsum_kernels.backends.cpu.culled import CulledLaunch, seeds
 from farsum_kernels.backends.cpu.filtered import FilteredLaunch, filtered
-from farsum_kernels.backends.cpu.launch import Ground, Launch, reduced_over_j
+from farsum_kernels.backends.cpu.launch import Ground, Launch
 from farsum_kernels.backends.cpu.skeleton import Text, kernel_text
 from farsum_kernels.backends.cpu.vector import LLVM
+from farsum_kernels.backends.culled import CulledLaunch, culled_launch
 from farsum_kernels.backends.reference import picked_states
-from farsum_kernels.backends.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
+from farsum_kernels.backends.tables import (
+    as_numbers,
+    batch_offsets,
+    dense_tables,
+    pairs_in,
+    reduced_over_j,
+    sparse_tables,
+)
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.lower import Program, Want, lower
 from farsum_kernels.formula.reductions import Kind
 from farsum_kernels.formula.rewrite import simplified
-from farsum_kernels.job import COMPUTED_IN, RANGES, Extent, Part, Spec, output_dtypes
+from farsum_kernels.job import COMPUTED_IN, Extent, Part, Spec, output_dtypes
 from farsum_kernels.plan import UNROLL, Layout, Machine, Plan, layout_for, plan_for, plan_for_ranges
 from farsum_kernels.scalar.ir import Prim
 
@@ -103,7 +111,7 @@ class Kernel:
 
     def inputs(self, arrays: Mapping[int, Array]) -> list[Array]:
         """The inputs by slot, in the dtype of the arithmetic, C-ordered."""
-        return [_numbers(arrays[index], self.spec.dtype, self.dtype) for index in self.indices]
+        return [as_numbers(arrays[index], self.spec.dtype, self.dtype) for index in self.indices]
 
     def ground(self, shapes: tuple[tuple[int, ...], ...], extent: Extent) -> Ground:
         """The plan and tables of a dense job, made once for a run of equal shapes."""
@@ -144,15 +152,21 @@ class Kernel:
             return self._certified.kernel.launch(fit, extent)
         if self._filter and (sifted := self._filter.launch(self, arrays, extent)):
             return sifted
-        dense = RANGES[0] not in arrays and not extent.batch
-        if self.points and dense and culling.large_enough(self, extent):
-            over_j = reduced_over_j(self.spec, extent)
-            found = culling.find(
-                self, self.points, self.inputs(arrays), over_j, partial(seeds, self, arrays, extent)
-            )
-            if found:
-                return CulledLaunch(self, arrays, extent, found)
+        return culled_launch(self, arrays, extent) or self.bind(arrays, extent)
+
+    def bind(self, arrays: Mapping[int, Array], extent: Extent, culled: bool = False) -> Launch:
+        """The same, with every pair that the arrays ask for; `culled` says that little is left of a job."""
         return Launch(self, arrays, extent)
+
+    def seconds(self, over_j: Extent) -> float:
+        """About how long every pair of a dense job takes."""
+        machine = self.machine
+        return over_j.pairs * self.work_per_pair / (machine.rate * self.layout.lanes * machine.threads)
+
+    @property
+    def culled_rows(self) -> int:
+        """The rows of one task of a culled job."""
+        return self.layout.task_rows
 
 
 def _picks(counts: Sequence[tuple[Part, int]]) -> list[tuple[Part, list[int]]] | None:
@@ -170,10 +184,3 @@ def _picks(counts: Sequence[tuple[Part, int]]) -> list[tuple[Part, list[int]]] |
 @lru_cache(maxsize=1024)
 def _plan(layout: Layout, extent: Extent, work_per_pair: float, machine: Machine) -> Plan[Layout]:
     return plan_for(layout, extent, work_per_pair, machine)
-
-
-def _numbers(array: Array, dtype: str, computed: np.dtype[Any]) -> Array:
-    """An input in the dtype of the arithmetic, C-ordered."""
-    if dtype == "bfloat16":
-        return (np.ascontiguousarray(array).astype(np.uint32) << 16).view(np.float32)
-    return np.ascontiguousarray(array, computed)

@@ -15,7 +15,8 @@ from farsum_kernels.backends.cpu.addresses import address, table_of
 from farsum_kernels.backends.cpu.skeleton import Stored
 from farsum_kernels.backends.cpu.threads import POOL, scratch
 from farsum_kernels.backends.reference import finish_state, merge_lists, merge_states
-from farsum_kernels.job import RANGES, Extent, Part, Spec
+from farsum_kernels.backends.tables import reduced_over_j
+from farsum_kernels.job import RANGES, Extent, Part
 from farsum_kernels.plan import Layout, Plan
 
 if TYPE_CHECKING:
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 SPARE_BYTES, MAX_SPARE = 1 << 16, 4
-
-
-def reduced_over_j(spec: Spec, extent: Extent) -> Extent:
-    return extent if spec.axis == 1 else Extent(extent.n, extent.m, extent.batch)
 
 
 class Ground:
@@ -223,19 +220,6 @@ class Launch:
             values.append(best)
             places.append(where)
         return values + places
-
-
-def on_rows(kernel: Kernel, arrays: Mapping[int, Array], extent: Extent, rows: Array) -> Launch:
-    """The same job for some of its rows; of a dense job without batches."""
-    own = 0 if kernel.spec.axis == 1 else 1
-    chosen = {
-        v.params[0]: arrays[v.params[0]][rows] if v.params[2] == own else arrays[v.params[0]]
-        for v in kernel.spec.inputs.values()
-    }
-    over_j = kernel.spec.axis == 1
-    return Launch(
-        kernel, chosen, Extent(len(rows), extent.n, ()) if over_j else Extent(extent.m, len(rows), ())
-    )
 
 
 def _assemble(out: Array, group: Sequence[Array], k: int) -> None:

@@ -1,26 +1,76 @@
-"""A job of which most pairs are left out, see culling.py: on sorted points, and back into the user's order."""
+"""A job of which most pairs are left out: it runs as block-sparse jobs of its backend on sorted points.
+
+What is left out is decided in culling.py; what runs the pairs is the backend's own launch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum_kernels.backends.cpu import culling
-from farsum_kernels.backends.cpu.launch import Launch, on_rows
+from farsum_kernels.backends import culling
+from farsum_kernels.backends.rows import on_rows
+from farsum_kernels.backends.tables import reduced_over_j
 from farsum_kernels.formula.reductions import Kind
 from farsum_kernels.job import RANGES, Extent
-
-if TYPE_CHECKING:
-    from farsum_kernels.backends.cpu.kernel import Kernel
+from farsum_kernels.plan import Plan
 
 Array = NDArray[Any]
 
 
+class Run(Protocol):
+    """A launch of a backend."""
+
+    plan: Plan[Any]
+
+    @property
+    def words(self) -> Mapping[str, str]: ...
+
+    @property
+    def share(self) -> float: ...
+
+    def step(self) -> float: ...
+
+    def results(self) -> tuple[Array, ...]: ...
+
+    def worst(self) -> Array:
+        """The value of each row that a better one must beat, task by task."""
+        ...
+
+
+class Kernel(culling.Subject, Protocol):
+    """A kernel of a backend that culls."""
+
+    points: tuple[int, int] | None
+
+    def inputs(self, arrays: Mapping[int, Array]) -> list[Array]:
+        """The inputs by slot, in the dtype of the arithmetic."""
+        ...
+
+    def bind(self, arrays: Mapping[int, Array], extent: Extent, culled: bool = False) -> Run: ...
+
+
+def culled_launch(kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> CulledLaunch | None:
+    """The job without what adds nothing to it; None where all of it is to be computed."""
+    over_j = reduced_over_j(kernel.spec, extent)
+    if (
+        kernel.points is None
+        or RANGES[0] in arrays
+        or extent.batch
+        or not culling.large_enough(kernel, over_j)
+    ):
+        return None
+    seed = partial(_seeds, kernel, arrays, extent)
+    found = culling.find(kernel, kernel.points, kernel.inputs(arrays), over_j, seed)
+    return CulledLaunch(kernel, arrays, extent, found) if found else None
+
+
 class CulledLaunch:
-    """A job of which most pairs are left out; see culling.py."""
+    """A job of which most pairs are left out; see culling.py. A launch like any other."""
 
     def __init__(
         self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent, found: culling.Culling
@@ -28,17 +78,19 @@ class CulledLaunch:
         self._kernel, self._all, self._extent, self._found = kernel, arrays, extent, found
         own = found.blocks, found.slices, found.intervals
         self._orders = [found.order_j]
-        self._runs = [Launch(kernel, _in_order(kernel, arrays, found.order_i, found.order_j, own), extent)]
+        self._runs: list[Run] = [
+            kernel.bind(_in_order(kernel, arrays, found.order_i, found.order_j, own), extent, True)
+        ]
         if Kind.INDEX in kernel.spec.parts[0].rule.outputs:
             # The same columns from the last to the first: another index where values are equal.
             self._orders.append(found.order_j[::-1])
             own = culling.reversed_ranges(*own, len(found.order_j))
             self._runs.append(
-                Launch(kernel, _in_order(kernel, arrays, found.order_i, self._orders[1], own), extent)
+                kernel.bind(_in_order(kernel, arrays, found.order_i, self._orders[1], own), extent, True)
             )
         self._values: list[Array] | None = None
         self._equal = np.zeros(0, np.int64)
-        self._settling: Launch | None = None  # the rows with equal values, without culling
+        self._settling: Run | None = None  # the rows with equal values, without culling
         self.plan = self._runs[0].plan
 
     @property
@@ -110,11 +162,11 @@ def _in_order(
     return chosen | dict(zip(RANGES, ranges, strict=True))
 
 
-def seeds(
+def _seeds(
     kernel: Kernel, arrays: Mapping[int, Array], extent: Extent, order_i: Array, order_j: Array, *own: Array
 ) -> Array:
     """The worst value that each row keeps of a block-sparse job, task by task."""
-    run = Launch(kernel, _in_order(kernel, arrays, order_i, order_j, own), extent)  # type: ignore[arg-type]
+    run = kernel.bind(_in_order(kernel, arrays, order_i, order_j, own), extent, True)  # type: ignore[arg-type]
     while run.step() < 1.0:
         pass
     return run.worst()
