@@ -1,6 +1,6 @@
 """The certificate under which a job takes its squared distances from norms and a scalar product.
 
-Rounding of |x|² + |y|² − 2 x·y comes to about GROWTH ulps of |x|² + |y|² (docs/decisions/0006), whatever the
+Rounding of |x|² + |y|² − 2 x·y comes to about GROWTH ulps of |x|² + |y|² (docs/decisions/0007), whatever the
 dimension, since scalar products are added up in pieces. Times the scale in the exponent it is the relative error of a
 term, and that must be below ALLOWED. Points that lie far from the origin are moved to their centre first.
 """
