@@ -22,6 +22,11 @@ def inputs() -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(a) for a in (X, Y, B, P))
 
 
+def host() -> tuple[np.ndarray, ...]:
+    """The same as NumPy arrays, for oracles that JAX need not compile."""
+    return tuple(map(np.asarray, inputs()))
+
+
 def close(found: Any, want: Any, error: float = 1e-9) -> None:
     """Raise unless two trees of arrays have the same shapes, dtypes and, but for an error, numbers."""
     jax.tree.map(lambda have, true: _close(have, true, error), found, want)
@@ -36,7 +41,7 @@ def _close(have: Any, true: Any, error: float) -> None:
 
 
 def squares(x: Any, y: Any) -> Any:
-    return jnp.square(x[..., :, None, :] - y[..., None, :, :]).sum(-1)
+    return ((x[..., :, None, :] - y[..., None, :, :]) ** 2).sum(-1)
 
 
 gauss = Genred("Exp(-p*SqDist(x,y))*b", ["x=Vi(2)", "y=Vj(2)", "b=Vj(3)", "p=Pm(1)"], axis=1)

@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import grad, jit, vmap
 from jax.sharding import Mesh, PartitionSpec
 
 from farsum.jax import LazyTensor, Vi, Vj
-from tests.jax.pairs import PAIRS, Function, close, gauss, inputs, scalar, squares
+from tests.jax.pairs import PAIRS, Function, close, gauss, host, inputs, scalar, squares
 
 mark = pytest.mark
 pytestmark = mark.usefixtures("float64")
@@ -29,7 +30,8 @@ IN_AXES = [
 @mark.parametrize("in_axes", IN_AXES)
 def test_maps_over_any_axis(in_axes: tuple[int | None, ...]) -> None:
     args = [
-        a if d is None else jnp.stack([a, 2 * a, a * a], d) for a, d in zip(inputs(), in_axes, strict=True)
+        jnp.asarray(a if d is None else np.stack([a, 2 * a, a * a], d))
+        for a, d in zip(host(), in_axes, strict=True)
     ]
     ours, dense = PAIRS["sum"]
     close(vmap(gauss, in_axes)(*args), jit(vmap(dense, in_axes))(*args))
@@ -44,8 +46,8 @@ def test_maps_over_any_axis(in_axes: tuple[int | None, ...]) -> None:
 
 @mark.parametrize("name", ["softmax", "Kmin"])
 def test_gradients_within_and_through_a_map(name: str) -> None:
-    x, *rest = inputs()
-    many = jnp.stack([x, 2 * x, x * x], 1)
+    x, *rest = host()
+    many = jnp.asarray(np.stack([x, 2 * x, x * x], 1))
 
     def each(f: Function) -> Function:
         mapped = [vmap(inner, (1, None, None, None)) for inner in (f, grad(scalar(f)))]
@@ -56,17 +58,17 @@ def test_gradients_within_and_through_a_map(name: str) -> None:
 
 
 def test_maps_within_maps_and_over_batches() -> None:
-    x, y, b, p = inputs()
-    grid = jnp.stack([jnp.stack([x, 2 * x, x + 1], 1), jnp.stack([x - 1, x * x, x * 3], 1)], 2)
-    bs = jnp.stack([b, 2 * b])
+    x, y, b, p = host()
+    cells = np.stack([np.stack([x, 2 * x, x + 1], 1), np.stack([x - 1, x * x, x * 3], 1)], 2)
+    grid, bs = jnp.asarray(cells), jnp.asarray(np.stack([b, 2 * b]))
     got, want = (
         jit(vmap(vmap(f, (1, None, None, None)), (2, None, 0, None), out_axes=1))(grid, y, bs, p)
         for f in PAIRS["sum"]
     )
     close(got, want)
     batches, scale = (
-        jnp.stack([grid[..., 0, :], 2 * grid[..., 0, :]]),
-        jnp.array([1.0, 2.0]).reshape(2, 1, 1, 1),
+        np.stack([cells[..., 0, :], 2 * cells[..., 0, :]]),
+        np.array([1.0, 2.0]).reshape(2, 1, 1, 1),
     )
 
     def batched(x: Any, s: Any) -> Any:
@@ -74,16 +76,18 @@ def test_maps_within_maps_and_over_batches() -> None:
             (-LazyTensor(x[:, :, None]).sqdist(LazyTensor(y[None, None])) * LazyTensor(s)).exp().sum(axis=2)
         )
 
-    got = vmap(batched, (2, None))(batches, scale)
-    want = jnp.exp(-squares(jnp.moveaxis(batches, 2, 0), y) * scale[:, 0]).sum(-1, keepdims=True)
+    got = vmap(batched, (2, None))(jnp.asarray(batches), jnp.asarray(scale))
+    want = np.exp(-squares(np.moveaxis(batches, 2, 0), y) * scale[:, 0]).sum(-1, keepdims=True)
     close(got, want)
-    places = vmap(lambda x: Vi(x).sqdist(Vj(y)).argKmin(2, axis=1), in_axes=1)(jnp.stack([x, -x], 1))
-    close(places, jnp.argsort(squares(jnp.stack([x, -x]), y), -1)[..., :2])
+    places = vmap(lambda x: Vi(x).sqdist(Vj(y)).argKmin(2, axis=1), in_axes=1)(
+        jnp.asarray(np.stack([x, -x], 1))
+    )
+    close(places, np.argsort(squares(np.stack([x, -x]), y), -1)[..., :2])
 
 
 def test_a_map_with_ranges_runs_one_by_one() -> None:
-    x, y, *_ = inputs()
-    many = jnp.stack([x, 2 * x, x + 1], 1)
+    x, y, *_ = host()
+    many = jnp.asarray(np.stack([x, 2 * x, x + 1], 1))
     lower = jnp.arange(5) <= jnp.arange(4)[:, None]
 
     def ours(x: Any) -> Any:
@@ -143,7 +147,7 @@ def test_checkpoints_donated_buffers_and_no_jit() -> None:
 
 
 def test_jit_is_traced_once_for_each_shape() -> None:
-    x, y, *_ = inputs()
+    _, y, *_ = inputs()
     traced = []
 
     @jit
@@ -151,20 +155,21 @@ def test_jit_is_traced_once_for_each_shape() -> None:
         traced.append(x.shape)
         return Vi(x).sqdist(Vj(y)).argmin(axis=1)
 
-    for given in (x, 2 * x, x - 1):
-        close(nearest(given), squares(given, y).argmin(1)[:, None])
+    nx, ny, *_ = host()
+    for given in (nx, 2 * nx, nx - 1):
+        close(nearest(given), squares(given, ny).argmin(1)[:, None])
     assert traced == [(4, 2)]
 
 
 def test_many_calls_under_way_at_once() -> None:
-    x = jnp.linspace(0, 1, 60_000).reshape(-1, 3)
+    x = np.linspace(0, 1, 60_000).reshape(-1, 3)
 
     @jit
     def many(x: Any) -> Any:
         return sum((-Vi(x).sqdist(Vj(x[:8] + k))).exp().sum(axis=1).sum() for k in range(6))
 
     found = [many(x + k) for k in range(6)]  # nobody waits in between
-    want = [sum(jnp.exp(-squares(x + k, x[:8] + k + n)).sum() for n in range(6)) for k in range(6)]
+    want = [sum(np.exp(-squares(x + k, x[:8] + k + n)).sum() for n in range(6)) for k in range(6)]
     close(found, want)
 
 
@@ -176,6 +181,7 @@ def test_shards() -> None:
     close(jit(cut)(x), PAIRS["sum"][1](x, *rest))
 
 
+@mark.slow
 def test_results_stay_on_the_device_of_the_arrays() -> None:
     script = """if True:
         import jax, jax.numpy as jnp

@@ -28,7 +28,7 @@ from farsum.jax import (
     generic_logsumexp,
     generic_sum,
 )
-from tests.jax.pairs import PAIRS, close, gauss, inputs, squares
+from tests.jax.pairs import PAIRS, close, gauss, host, inputs, squares
 
 mark = pytest.mark
 
@@ -54,7 +54,7 @@ def test_values_inside_and_outside_jit(name: str) -> None:
     ours, dense = PAIRS[name]
     x, y, b, p = inputs()
     assert x.dtype == jnp.float32  # the default of JAX, which has no float64 then
-    want = dense(x, y, b, p)
+    want = jax.jit(dense)(x, y, b, p)
     for found in (ours(x, y, b, p), jax.jit(ours)(x, y, b, p)):
         assert isinstance(found, jax.Array)
         close(found, want, 1e-5)
@@ -65,10 +65,13 @@ def test_values_inside_and_outside_jit(name: str) -> None:
 def test_indices_have_the_int_of_jax(axis: int, x64: bool) -> None:
     with jax.enable_x64(x64):
         x, y, *_ = inputs()
-        d = squares(x, y)
-        order = jnp.argsort(d, axis)
-        want = (order[:, :2] if axis else order[:2].T, d.min(axis)[:, None], d.argmin(axis)[:, None])
-        assert want[0].dtype == (jnp.int64 if x64 else jnp.int32)
+        d = squares(*host()[:2])
+        order = np.argsort(d, axis).astype(jnp.int64 if x64 else jnp.int32)
+        want = (
+            order[:, :2] if axis else order[:2].T,
+            d.min(axis)[:, None],
+            d.argmin(axis)[:, None].astype(order.dtype),
+        )
 
         def found(x: Any, y: Any) -> Any:
             D = Vi(x).sqdist(Vj(y))
@@ -83,45 +86,47 @@ def test_indices_have_the_int_of_jax(axis: int, x64: bool) -> None:
 )
 def test_dtypes_go_in_and_come_out(dtype: str, error: float) -> None:
     with jax.enable_x64(True):
-        x, y, b, p = (a.astype(dtype) for a in inputs())
-        want = PAIRS["sum"][1](*(a.astype("float64") for a in (x, y, b, p)))
+        x, y, b, p = (jnp.asarray(a.astype(dtype)) for a in host())
+        nx, ny, nb, np_ = (np.asarray(a, np.float64) for a in (x, y, b, p))
+        want = np.exp(-np_ * squares(nx, ny)) @ nb
         for f in (PAIRS["sum"][0], gauss, lambda x, y, b, p: (-p * Vi(x).sqdist(Vj(y))).exp() @ b):
             for found in (f(x, y, b, p), jax.jit(f)(x, y, b, p)):
                 assert found.dtype == dtype
-                close(found.astype("float64"), want, 4 * error)
+                close(np.asarray(found, np.float64), want, 4 * error)
 
 
 @mark.parametrize("x64", [False, True])
 def test_complex_numbers(x64: bool) -> None:
     with jax.enable_x64(x64):
-        x, y, *_ = inputs()
-        z, w = jax.lax.complex(x, 2 * x), jax.lax.complex(y, y - 1)
+        x, y, *_ = host()
+        nz, nw = x * (1 + 2j), y + 1j * (y - 1)
+        z, w = jnp.asarray(nz), jnp.asarray(nw)
         assert isinstance(Vi(z), ComplexLazyTensor)
 
         def ours(z: Any, w: Any) -> Any:
             return (Vi(z) * Vj(w)).exp().sum(axis=1)
 
-        want = jnp.exp(z[:, None] * w).sum(1)
+        want = np.exp(nz[:, None] * nw).sum(1)
         for found in (ours(z, w), jax.jit(ours)(z, w)):
             close(found, want, 1e-5)
 
 
 def test_arrays_of_two_dtypes_and_of_numpy_promote_as_in_jax() -> None:
     x, y, *_ = inputs()
-    host = np.asarray(y, np.float64)  # JAX holds it as float32 here
-    want = squares(x, y).sum(1, keepdims=True)
+    wide = np.asarray(y, np.float64)  # JAX holds it as float32 here
+    want = squares(*host()[:2]).sum(1, keepdims=True)
     for f in (
-        lambda x: Vi(x).sqdist(Vj(host)).sum(axis=1),
-        lambda x: Vi(x).sqdist(Vj(0, 2)).sum(axis=1)(host),
-        lambda x: farsum.jax.Genred("SqDist(x,y)", ["x=Vi(2)", "y=Vj(2)"], axis=1)(x, host),
-        lambda x: Vi(x).sqdist(Vj(farsum.put(host))).sum(axis=1),
+        lambda x: Vi(x).sqdist(Vj(wide)).sum(axis=1),
+        lambda x: Vi(x).sqdist(Vj(0, 2)).sum(axis=1)(wide),
+        lambda x: farsum.jax.Genred("SqDist(x,y)", ["x=Vi(2)", "y=Vj(2)"], axis=1)(x, wide),
+        lambda x: Vi(x).sqdist(Vj(farsum.put(wide))).sum(axis=1),
     ):
         for found in (f(x), jax.jit(f)(x)):
             assert isinstance(found, jax.Array)
             close(found, want, 1e-5)
     half = Vi(x.astype(jnp.bfloat16)).sqdist(Vj(y.astype(jnp.float16)))
     assert half.dtype == "float32" and half.sum(axis=1).dtype == jnp.float32
-    assert isinstance(Vi(host).sqdist(Vj(host)).sum(axis=1), np.ndarray)
+    assert isinstance(Vi(wide).sqdist(Vj(wide)).sum(axis=1), np.ndarray)
 
 
 def test_sums_in_float64_come_back_in_the_dtype_of_jax() -> None:
@@ -135,23 +140,25 @@ def test_sums_in_float64_come_back_in_the_dtype_of_jax() -> None:
 
 
 def test_batches_numbers_and_parameters() -> None:
-    x, y, _, p = inputs()
-    many = jnp.stack([x, 2 * x, x * x])
+    nx, ny, _, np_ = host()
+    stack = np.stack([nx, 2 * nx, nx * nx])
+    many, x, y, p = (jnp.asarray(a) for a in (stack, nx, ny, np_))
 
     def ours(many: Any, p: Any) -> Any:
         return (
             (-LazyTensor(many[:, :, None]).sqdist(LazyTensor(y[None, None])) * p * 0.5 + 1).exp().sum(axis=2)
         )
 
-    want = jnp.exp(-squares(many, y) * p * 0.5 + 1).sum(-1, keepdims=True)
+    want = np.exp(-squares(stack, ny) * np_ * 0.5 + 1).sum(-1, keepdims=True)
     close(ours(many, p), want, 1e-5)
     close(jax.jit(ours)(many, jnp.float32(p[0])), want, 1e-5)
-    close((jnp.float32(2) * Vi(x) + jnp.ones(2)).sum(axis=0), (2 * x + 1).sum(0, keepdims=True), 1e-5)
+    close((jnp.float32(2) * Vi(x) + jnp.ones(2)).sum(axis=0), (2 * nx + 1).sum(0, keepdims=True), 1e-5)
 
 
 def test_a_matrix() -> None:
     x, y, b, _ = inputs()
-    want = jnp.exp(-squares(x, y))
+    nx, ny, nb, _ = host()
+    want, square = np.exp(-squares(nx, ny)), np.exp(-squares(ny, ny))
 
     def parts(x: Any, y: Any) -> Any:
         K, L = (-Vi(x).sqdist(Vj(y))).exp(), (-Vi(y).sqdist(Vj(y))).exp()
@@ -167,9 +174,18 @@ def test_a_matrix() -> None:
             L.trace(),
         )
 
-    ones = jnp.ones(5)
-    true = (want, want @ b, want @ b[:, 0], want.T @ x, want[jnp.array([0, 2])], want[1], want[jnp.array([0, 1]), jnp.array([1, 2])],
-            ones, ones.sum())  # fmt: skip
+    ones = np.ones(5, np.float32)
+    true = (
+        want,
+        want @ nb,
+        want @ nb[:, 0],
+        want.T @ nx,
+        want[[0, 2]],
+        want[1],
+        want[[0, 1], [1, 2]],
+        ones,
+        ones.sum(),
+    )
     close(parts(x, y), true, 1e-5)
     close(jax.jit(parts)(x, y), true, 1e-5)
     K = (-Vi(x).sqdist(Vj(y))).exp()
@@ -177,23 +193,23 @@ def test_a_matrix() -> None:
     for again in (copy.deepcopy(K), pickle.loads(pickle.dumps(K))):
         close(again.dense(), want, 1e-5)
     values, vectors = (-Vi(y).sqdist(Vj(y))).exp().eigsh(2)
-    exact = jnp.linalg.eigvalsh(jnp.exp(-squares(y, y)))[-2:]
-    close((values, jnp.exp(-squares(y, y)) @ vectors), (exact, values * vectors), 1e-4)
+    assert isinstance(vectors, jax.Array)
+    close((values, square @ vectors), (np.linalg.eigvalsh(square)[-2:], np.asarray(values * vectors)), 1e-4)
 
 
 def test_chosen_pairs() -> None:
     x, y, *_ = inputs()
-    d = squares(x, y)
-    lower = jnp.arange(5) <= jnp.arange(4)[:, None]
+    d = squares(*host()[:2])
+    lower = np.arange(5) <= np.arange(4)[:, None]
 
     def ours(x: Any, **options: Any) -> Any:
         return Vi(x).sqdist(Vj(y)).sum(axis=1, **options)
 
-    for mask in ("causal", lower, lambda i, j: j <= i):
+    for mask in ("causal", jnp.asarray(lower), lambda i, j: j <= i):
         close(ours(x, mask=mask), (d * lower).sum(1, keepdims=True), 1e-5)
-    close(ours(x, radius=0.5), jnp.where(d <= 0.25, d, 0).sum(1, keepdims=True), 1e-5)
+    close(ours(x, radius=0.5), np.where(d <= 0.25, d, 0).sum(1, keepdims=True), 1e-5)
     segments = ours(x, segments=(jnp.array([2, 2]), [3, 2]))
-    close(segments, jnp.concatenate([d[:2, :3].sum(1), d[2:, 3:].sum(1)])[:, None], 1e-5)
+    close(segments, np.concatenate([d[:2, :3].sum(1), d[2:, 3:].sum(1)])[:, None], 1e-5)
     close(jax.jit(lambda x: ours(x, mask="causal"))(x), (d * lower).sum(1, keepdims=True), 1e-5)
 
 
@@ -211,32 +227,37 @@ def test_clusters() -> None:
 
 def test_formulas_as_text_and_deferred_calls() -> None:
     x, y, b, _ = inputs()
-    d = squares(x, y)
+    nx, ny, nb, _ = host()
+    d = squares(nx, ny)
     aliases = ["x = Vi(2)", "y = Vj(2)"]
     close(generic_sum("SqDist(x,y)", "a = Vi(1)", *aliases)(x, y), d.sum(1, keepdims=True), 1e-5)
     close(
-        generic_logsumexp("SqDist(x,y)", "a = Vj(1)", *aliases)(x, y), jax.nn.logsumexp(d, 0)[:, None], 1e-5
+        generic_logsumexp("SqDist(x,y)", "a = Vj(1)", *aliases)(x, y), np.log(np.exp(d).sum(0))[:, None], 1e-5
     )
-    close(generic_argmin("SqDist(x,y)", "a = Vi(1)", *aliases)(x, y), d.argmin(1)[:, None])
-    close(generic_argkmin("SqDist(x,y)", "a = Vi(2)", *aliases)(x, y), jnp.argsort(d, 1)[:, :2])
+    close(generic_argmin("SqDist(x,y)", "a = Vi(1)", *aliases)(x, y), d.argmin(1)[:, None].astype(np.int32))
+    close(
+        generic_argkmin("SqDist(x,y)", "a = Vi(2)", *aliases)(x, y), np.argsort(d, 1)[:, :2].astype(np.int32)
+    )
     later = ((-Vi(0, 2).sqdist(Vj(1, 2))).exp() * Vj(b)).sum(axis=1)
-    close(jax.jit(lambda x, y: later(x, y))(x, y), jnp.exp(-d) @ b, 1e-5)
+    close(jax.jit(lambda x, y: later(x, y))(x, y), np.exp(-d) @ nb, 1e-5)
     kept = Vi(x).sqdist(Vj(y)).sum(axis=1, call=False)
     close(kept(), d.sum(1, keepdims=True), 1e-5)
-    close(kept.grad(Vi(x), jnp.ones((4, 1))), 2 * (5 * x - y.sum(0)), 1e-5)
+    close(kept.grad(Vi(x), jnp.ones((4, 1))), 2 * (5 * nx - ny.sum(0)), 1e-5)
     assert "float32" in str(kept.explain())
 
 
 @mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_solutions(dtype: str) -> None:
-    _, y, b, p = (a.astype(dtype) for a in inputs())
+    _, y, b, p = (jnp.asarray(a.astype(dtype)) for a in host())
     text = KernelSolve("Exp(-p*SqDist(x,y))*b", ["x=Vi(2)", "y=Vj(2)", "b=Vj(3)", "p=Pm(1)"], "b", axis=1)
-    wide = [a.astype("float32") for a in (y, b, p)]
-    want = jnp.linalg.solve(jnp.exp(-wide[2] * squares(wide[0], wide[0])) + 0.3 * jnp.eye(5), wide[1])
+    wide = [np.asarray(a, np.float32) for a in (y, b, p)]
+    want = np.linalg.solve(
+        np.exp(-wide[2] * squares(wide[0], wide[0])) + 0.3 * np.eye(5, dtype="f4"), wide[1]
+    )
     for f in (
         lambda y, b, p: text(y, y, b, p, alpha=0.3, eps=1e-7),
         lambda y, b, p: (-p * Vi(y).sqdist(Vj(y))).exp().solve(Vi(b), alpha=0.3, eps=1e-7),
     ):
         for found in (f(y, b, p), jax.jit(f)(y, b, p)):
             assert found.dtype == dtype
-            close(found.astype("float32"), want, 1e-4 if dtype == "float32" else 5e-2)
+            close(np.asarray(found, np.float32), want, 1e-4 if dtype == "float32" else 5e-2)
