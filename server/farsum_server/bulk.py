@@ -76,6 +76,11 @@ class Bulk:
         """Is there something that a client has still to fetch?"""
         return bool(self._parcels or self._downloads)
 
+    @property
+    def under_way(self) -> bool:
+        """Is an array on its way, in or out?"""
+        return bool(self.uploads or self._downloads)
+
     # ── arrays that come ──────────────────────────────────────────────────────────────────────────
 
     def keep_inline(self, tenant: str, digest: bytes, data: bytes) -> Held:

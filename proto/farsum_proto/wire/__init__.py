@@ -5,7 +5,9 @@ and raises nothing but a FarsumError. Encoders trust their caller, who is us.
 """
 
 from farsum_proto.wire.actions import (
+    Action,
     Drop,
+    Event,
     Finished,
     Progressed,
     Ready,
@@ -115,8 +117,30 @@ from farsum_proto.wire.sessions import (
     encode_residency,
     encode_welcome,
 )
+from farsum_proto.wire.small import (
+    SMALL_BYTES,
+    Said,
+    Small,
+    SmallAsk,
+    decode_said,
+    encode_said,
+    encode_small,
+    fits,
+    small_ask,
+)
 
 __all__ = [
+    "Action",
+    "Event",
+    "SMALL_BYTES",
+    "Said",
+    "Small",
+    "SmallAsk",
+    "decode_said",
+    "encode_said",
+    "encode_small",
+    "fits",
+    "small_ask",
     "Start",
     "Step",
     "Drop",

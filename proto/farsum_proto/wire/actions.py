@@ -10,6 +10,7 @@ from farsum_proto.v1 import worker_pb2 as wpb
 from farsum_proto.wire.failures import Failure, Stopped, error_message, fill_stopped, read_stopped
 from farsum_proto.wire.info import Device
 from farsum_proto.wire.limits import parse
+from farsum_proto.wire.small import Said, Small, encode_small
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,11 @@ class Finished:
     stopped: Stopped | None = None
 
 
-def encode_action(job: int, action: Start | Step | Drop) -> bytes:
+Action = Start | Step | Drop | Small
+Event = Ready | Progressed | Finished | Failure | Said
+
+
+def encode_action(job: int, action: Action) -> bytes:
     message = wpb.Action(job=job)
     match action:
         case Start():
@@ -83,6 +88,8 @@ def encode_action(job: int, action: Start | Step | Drop) -> bytes:
                     made.inline = place
                 if digest:
                     made.digest = digest
+        case Small(ask, offsets):
+            return encode_small(job, ask, offsets)
         case Step():
             message.step.SetInParent()
         case Drop():
@@ -90,9 +97,11 @@ def encode_action(job: int, action: Start | Step | Drop) -> bytes:
     return message.SerializeToString()
 
 
-def decode_action(data: bytes) -> tuple[int, Start | Step | Drop]:
+def decode_action(data: bytes) -> tuple[int, Action]:
     message = parse(wpb.Action(), data)
     match message.WhichOneof("body"):
+        case "small":
+            return message.job, Small(message.small.ask, tuple(message.small.offsets))
         case "start":
             start = message.start
             places = tuple([p.offset if p.HasField("offset") else p.inline for p in start.places])
@@ -107,7 +116,7 @@ def decode_action(data: bytes) -> tuple[int, Start | Step | Drop]:
     raise WireError("the action is empty")
 
 
-def encode_event(job: int, event: Ready | Progressed | Finished | Failure) -> bytes:
+def encode_event(job: int, event: Event) -> bytes:
     message = wpb.Event(job=job)
     match event:
         case Ready(device):
@@ -123,12 +132,14 @@ def encode_event(job: int, event: Ready | Progressed | Finished | Failure) -> by
             if stopped:
                 fill_stopped(message.finished.stopped, stopped)
             message.finished.SetInParent()
+        case Said(said):
+            message.said = said
         case Failure(error):
             message.failed.CopyFrom(error_message(error))
     return message.SerializeToString()
 
 
-def decode_event(data: bytes) -> tuple[int, Ready | Progressed | Finished | Failure]:
+def decode_event(data: bytes) -> tuple[int, Event]:
     message = parse(wpb.Event(), data)
     match message.WhichOneof("body"):
         case "progressed":
@@ -139,6 +150,8 @@ def decode_event(data: bytes) -> tuple[int, Ready | Progressed | Finished | Fail
             return message.job, Finished(tuple(done.values), done.plan, tuple(done.digests), stopped)
         case "failed":
             return message.job, Failure(error_named(message.failed.name, message.failed.message))
+        case "said":
+            return message.job, Said(message.said)
         case "ready":
             ready = message.ready
             return message.job, Ready(Device(ready.name, ready.kind, ready.threads))

@@ -43,6 +43,7 @@ class Form:
 
     cost     a rough number of node evaluations
     nbytes   what a program holds between its steps
+    results  the bytes of all results
     """
 
     spec: Spec | Program
@@ -51,6 +52,7 @@ class Form:
     outputs: tuple[Face, ...]
     cost: float
     nbytes: int = 0
+    results: int = 0
 
 
 def _face(dtype: str, shape: tuple[int, ...]) -> Face:
@@ -106,7 +108,8 @@ def decode_form(data: bytes) -> Form:
     extent = extent_of(spec, {n: face.shape for n, face in faces.items() if n not in RANGES})
     outputs = tuple(map(checked_face, output_dtypes(spec), output_shapes(spec, extent)))
     nodes = len(message.spec.nodes) + sum(v.dim for v in spec.inputs.values())
-    return Form(spec, tuple(faces), tuple(faces.values()), outputs, float(extent.pairs) * nodes)
+    cost, size = float(extent.pairs) * nodes, sum(face.nbytes for face in outputs)
+    return Form(spec, tuple(faces), tuple(faces.values()), outputs, cost, results=size)
 
 
 def _program_form(message: pb.Form) -> Form:
@@ -115,9 +118,8 @@ def _program_form(message: pb.Form) -> Form:
     program = decode_program(message.program)
     faces = [checked_face(value.dtype, value.shape) for value in program.inputs]
     outputs = tuple(checked_face(value.dtype, value.shape) for value in program.results)
-    return Form(
-        program, tuple(range(len(faces))), tuple(faces), outputs, cost_of(program), program.layout.nbytes
-    )
+    cost, held, size = cost_of(program), program.layout.nbytes, sum(face.nbytes for face in outputs)
+    return Form(program, tuple(range(len(faces))), tuple(faces), outputs, cost, held, size)
 
 
 class FormCache:
@@ -130,6 +132,10 @@ class FormCache:
         self._limit = limit_bytes
         self._size = 0
         self._forms: OrderedDict[bytes, Form] = OrderedDict()
+
+    def known(self, data: bytes) -> Form | None:
+        """The form, if it was decoded before."""
+        return self._forms.get(data)
 
     def get(self, data: bytes) -> Form:
         if form := self._forms.get(data):
