@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
-from weakref import WeakSet
 
 import grpc
 
+from farsum.forks import mind_forks
 from farsum_kernels.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -251,25 +251,6 @@ class Stream:
         self._call.cancel()
 
 
-# gRPC cannot be used in the child of a process whose threads are inside it. So before a fork the idle
-# connections hang up, in the parent too, which opens them again when it needs them.
-_sessions: WeakSet[Session] = WeakSet()
-
-
-def _before_fork() -> None:
-    for session in list(_sessions):
-        session.rest()
-
-
-def _after_fork_in_child() -> None:
-    # A lock that another thread of the parent held at that moment would stay locked for ever.
-    for session in list(_sessions):
-        session.renew_lock()
-
-
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
-
-
 class Session:
     """The connection of one engine. Opens its stream when it is needed, and another after a fork."""
 
@@ -290,13 +271,14 @@ class Session:
         self.greeted = False
         self.link_bytes_s: float | None = None  # how fast the last large upload was
         self.closed = False
-        _sessions.add(self)
 
-    def rest(self) -> None:
-        """Hang up if nothing is under way; the next call opens the connection again."""
+    def rest(self) -> bool:
+        """Hang up if nothing is under way, and say whether; the next call opens the connection again."""
         with self._lock:
-            if self._pid == os.getpid() and (self._stream is None or self._stream.idle):
-                self._hang_up(unreachable(self.target, "the process was about to fork"))
+            if self._channel is None or self._pid != os.getpid() or (self._stream and not self._stream.idle):
+                return False
+            self._hang_up(unreachable(self.target, "the process was about to fork"))
+            return True
 
     def renew_lock(self) -> None:
         self._lock = threading.RLock()
@@ -319,6 +301,7 @@ class Session:
                 self._holder = os.urandom(wire.HOLDER_BYTES)
             if self._channel is None:
                 self._channel = grpc.insecure_channel(self._address, options=OPTIONS)
+                mind_forks(self)
             return self._channel
 
     def stream(self) -> Stream:
