@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from farsum import session as session_module
+from farsum import stream as stream_module
 from farsum.remote import RemoteEngine
 from farsum_kernels.errors import (
     Cancelled,
@@ -37,13 +37,13 @@ from tests.service.test_faults import until
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Every message that a session sends."""
     sent: list[bytes] = []
-    send = session_module.Stream.send
+    send = stream_module.Stream.send
 
     def counted(stream: Any, data: bytes, pending: Any) -> None:
         sent.append(data)
         send(stream, data, pending)
 
-    monkeypatch.setattr(session_module.Stream, "send", counted)
+    monkeypatch.setattr(stream_module.Stream, "send", counted)
     return sent
 
 
