@@ -31,6 +31,7 @@
     ├── Cancelled
     ├── WorkerDied                           the process that ran the job ended under it
     ├── EngineMissing (ImportError, KeyError) no engine is installed and no target is set
+    │   └── WheelMismatch                    the installed CuPy cannot work with the GPU's driver, or there are two
     ├── DeviceMissing (RuntimeError)         no such GPU here, or its driver does not answer
     │   └── DriverTooOld                     the GPU's driver is older than the installed CUDA libraries
     ├── CompilerMissing (ImportError)        the library that compiles for GPUs is not installed, or does not know the GPU
@@ -253,6 +254,10 @@ class EngineMissing(FarsumError, ImportError, KeyError):
     """No target is set and no engine is installed in this environment."""
 
     status = Status.INCOMPATIBLE
+
+
+class WheelMismatch(EngineMissing):
+    """The installed CuPy is not the one for this machine's driver, does not load, or there are two of them."""
 
 
 class DeviceMissing(FarsumError, RuntimeError):

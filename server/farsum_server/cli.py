@@ -34,6 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     ping = commands.add_parser("ping", help="ask a server who it is", description="Ask a server who it is.")
     ping.add_argument("target", nargs="?", default=os.environ.get("FARSUM_TARGET", DEFAULT_TARGET),
                       help=f"default: FARSUM_TARGET, else {DEFAULT_TARGET}")  # fmt: skip
+    doctor = commands.add_parser(
+        "doctor", help="look for what is wrong, and say how to repair it",
+        description="Look at this machine, the settings of its server and a server elsewhere. Exit status 1 if something failed.",
+    )  # fmt: skip
+    doctor.add_argument("target", nargs="?", default=os.environ.get("FARSUM_TARGET"),
+                        help="a server to ask, such as grpc://localhost:50051; default: FARSUM_TARGET")  # fmt: skip
+    doctor.add_argument("--config", type=Path, default=os.environ.get("FARSUM_CONFIG"), metavar="FILE",
+                        help="a TOML file with the server's settings; also FARSUM_CONFIG")  # fmt: skip
+    doctor.add_argument(
+        "--json", action="store_true", help="for machines: each check with its state and error"
+    )
     run = commands.add_parser(
         "run", help="run a script written for pykeops, as it is", usage="farsum run [--target TARGET] (script | -m module) [arguments]",
         description="Run a Python script or module with `import pykeops` answered by farsum.",
@@ -46,7 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _serve(serve, arguments[1:])
     if arguments[:1] == ["run"]:
         return _run(run.parse_args(arguments[1:]))
-    return _ping(parser.parse_args(arguments).target)
+    wanted = parser.parse_args(arguments)
+    if wanted.command == "doctor":
+        from farsum_server.doctor import doctor as examine
+
+        return examine(wanted.target, wanted.config, wanted.json)
+    return _ping(wanted.target)
 
 
 def _ping(target: str) -> int:
@@ -102,7 +118,7 @@ def _serve(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         parsed = parser.parse_args(arguments)
         settings = CliApp.run(kind, cli_args=parsed, cli_settings_source=source)
     except (ValidationError, SettingsError) as error:
-        print(f"farsum serve: {_plain(error)}", file=sys.stderr)
+        print(f"farsum serve: {plain(error)}", file=sys.stderr)
         return 2
     configure_logs(settings.log_level)
     try:
@@ -122,7 +138,8 @@ def _config_file(arguments: list[str]) -> Path | None:
     return Path(found) if found else None
 
 
-def _plain(error: Exception) -> str:
+def plain(error: Exception) -> str:
+    """What is wrong with settings, in one line."""
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):

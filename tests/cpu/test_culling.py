@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from farsum.numpy import Pm, Vi, Vj
-from farsum_kernels.backends.cpu import culling
+from farsum_kernels.backends import culling
 from farsum_kernels.backends.cpu.launch import Kernel
 from farsum_kernels.backends.cpu.native import machine
 from farsum_kernels.formula.expr import variables
@@ -26,6 +26,7 @@ def launches(reduced: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     arrays = reduced._held(dtype)
     m, n = reduced.frame.ni, reduced.frame.nj
     done = []
+    monkeypatch.setattr(culling, "POINT_S", 0.0)
     for pairs in (0, 1 << 60):
         monkeypatch.setattr(culling, "MIN_PAIRS", pairs)
         launch = kernel.launch(arrays, Extent(m, n, ()))
@@ -100,6 +101,7 @@ def test_bfloat16_is_decoded_before_it_is_bounded(monkeypatch: pytest.MonkeyPatc
     held = reduced._held("float32")
     arrays = {n: (a.view(np.uint32) >> 16).astype(np.uint16) for n, a in held.items()}
     found = []
+    monkeypatch.setattr(culling, "POINT_S", 0.0)
     for pairs in (0, 1 << 60):
         monkeypatch.setattr(culling, "MIN_PAIRS", pairs)
         launch = Kernel(spec, machine()).launch(arrays, Extent(M, N, ()))
@@ -201,3 +203,14 @@ def test_a_job_of_the_engine_is_culled() -> None:
     spec: Spec = plan.computation.spec("float32")
     launch = Kernel(spec, machine()).launch(plan._held("float32"), Extent(24_000, 24_000, ()))
     assert "culled" in launch.words
+
+
+def test_a_job_that_is_done_before_its_points_are_sorted_is_not_culled() -> None:
+    x, y = (
+        cloud(200, 3, np.float32),
+        cloud(3_000_000, 3, np.float32),
+    )  # few rows: sorting costs more than all pairs
+    plan = (-Vi(x).sqdist(Vj(y)) / 1e-5).exp().sum(axis=1, call=False)
+    kernel = Kernel(plan.computation.spec("float32"), machine())
+    extent = Extent(200, 3_000_000, ())
+    assert extent.pairs > culling.MIN_PAIRS and not culling.large_enough(kernel, extent)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from farsum_kernels.backends.cuda.driver import device_count
+from farsum_kernels.backends.cuda.installed import device_count
 from farsum_kernels.compile import backend_for
 from farsum_kernels.errors import DeviceMissing
 from farsum_server.engine import LocalEngine

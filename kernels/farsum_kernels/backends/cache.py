@@ -32,21 +32,32 @@ def kept(backend: str, key: str, make: Callable[[], bytes]) -> bytes:
 
 
 def cache_folder(backend: str) -> Path | None:
-    """Where a backend keeps its kernels: under FARSUM_CACHE, else the user's cache; None if that is not safe to use."""
+    """Where a backend keeps its kernels, made if it is new; None if that is not safe to use."""
+    folder = folder_of(backend)
+    if problem := fault_of(folder):
+        log.warning("kernels are not kept on disk: %s", problem)
+        return None
+    return folder
+
+
+def folder_of(backend: str) -> Path:
+    """The folder of a backend: under FARSUM_CACHE, else in the user's cache."""
     root = os.environ.get("FARSUM_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "farsum"
     )
-    folder = Path(root, backend)
+    return Path(root, backend)
+
+
+def fault_of(folder: Path) -> str:
+    """Why a folder, made if it is new, is not safe to load machine code from; "" if it is."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
     except OSError as error:
-        log.warning("kernels are not kept on disk: %s", error)
-        return None
+        return str(error)
     if hasattr(os, "getuid") and (status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077):
-        log.warning("kernels are not kept on disk: %s is open to other users (wanted: mode 0700)", folder)
-        return None
-    return folder
+        return f"{folder} is open to other users (wanted: mode 0700)"
+    return ""
 
 
 def _read(path: Path) -> bytes | None:

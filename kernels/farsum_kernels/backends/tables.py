@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum_kernels.job import Extent
+from farsum_kernels.job import Extent, Spec
 from farsum_kernels.plan import Rows
 
 Array = NDArray[Any]
@@ -66,3 +66,15 @@ def sparse_tables(
 def pairs_in(tasks: Array, spans: Array) -> int:
     upto = np.concatenate([np.zeros(1, np.int64), np.cumsum(spans[:, 1] - spans[:, 0])])
     return int(((tasks[:, 2] - tasks[:, 1]) * (upto[tasks[:, 4]] - upto[tasks[:, 3]])).sum())
+
+
+def as_numbers(array: Array, dtype: str, computed: np.dtype[Any]) -> Array:
+    """An input in the dtype of the arithmetic, C-ordered."""
+    if dtype == "bfloat16":
+        return (np.ascontiguousarray(array).astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(array, computed)
+
+
+def reduced_over_j(spec: Spec, extent: Extent) -> Extent:
+    """The sizes of a job as its kernel sees it, which always reduces over j."""
+    return extent if spec.axis == 1 else Extent(extent.n, extent.m, extent.batch)

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from ctypes import c_int64, c_void_p
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum_kernels.backends.cpu import culling, native
+from farsum_kernels.backends import culling
+from farsum_kernels.backends.cpu import native
 from farsum_kernels.backends.cpu.addresses import address, table_of
 from farsum_kernels.backends.cpu.skeleton import Stored, Text, kernel_text
 from farsum_kernels.backends.cpu.threads import POOL, scratch
 from farsum_kernels.backends.cpu.vector import LLVM
+from farsum_kernels.backends.culled import CulledLaunch, culled_launch
 from farsum_kernels.backends.reference import finish_state, merge_lists, merge_states, picked_states
-from farsum_kernels.backends.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
+from farsum_kernels.backends.tables import (
+    as_numbers,
+    batch_offsets,
+    dense_tables,
+    pairs_in,
+    reduced_over_j,
+    sparse_tables,
+)
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.lower import Program, Want, lower
 from farsum_kernels.formula.reductions import Kind
@@ -94,11 +103,11 @@ class Kernel:
 
     def plan(self, extent: Extent) -> Plan[Layout]:
         """How a job of these sizes would be cut up."""
-        return _plan(self.layout, _reduced_over_j(self.spec, extent), self.work_per_pair, self.machine)
+        return _plan(self.layout, reduced_over_j(self.spec, extent), self.work_per_pair, self.machine)
 
     def inputs(self, arrays: Mapping[int, Array]) -> list[Array]:
         """The inputs by slot, in the dtype of the arithmetic, C-ordered."""
-        return [_numbers(arrays[index], self.spec.dtype, self.dtype) for index in self.indices]
+        return [as_numbers(arrays[index], self.spec.dtype, self.dtype) for index in self.indices]
 
     def ground(self, shapes: tuple[tuple[int, ...], ...], extent: Extent) -> Ground:
         """The plan and tables of a dense job, made once for a run of equal shapes."""
@@ -110,7 +119,7 @@ class Kernel:
         return known
 
     def _new_ground(self, shapes: tuple[tuple[int, ...], ...], extent: Extent) -> Ground:
-        over_j = _reduced_over_j(self.spec, extent)
+        over_j = reduced_over_j(self.spec, extent)
         self.check_indices(over_j)
         plan, batches, slots = self.plan(extent), prod(extent.batch), self.program.slots
         offsets = np.empty((batches, len(slots) + self.text.packed), np.int64)
@@ -134,16 +143,22 @@ class Kernel:
         return Ground(dense.plan, dense.offsets, *tables)
 
     def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch | CulledLaunch:
-        """Bind arrays of the right shapes and dtype."""
-        dense = RANGES[0] not in arrays and not extent.batch
-        if self.points and dense and culling.large_enough(self, extent):
-            seeds = partial(_seeds, self, arrays, extent)
-            found = culling.find(
-                self, self.points, self.inputs(arrays), _reduced_over_j(self.spec, extent), seeds
-            )
-            if found:
-                return CulledLaunch(self, arrays, extent, found)
+        """Bind arrays of the right shapes and dtype; what need not be computed is left out."""
+        return culled_launch(self, arrays, extent) or self.bind(arrays, extent)
+
+    def bind(self, arrays: Mapping[int, Array], extent: Extent, culled: bool = False) -> Launch:
+        """The same, with every pair that the arrays ask for; `culled` says that little is left of a job."""
         return Launch(self, arrays, extent)
+
+    def seconds(self, over_j: Extent) -> float:
+        """About how long every pair of a dense job takes."""
+        machine = self.machine
+        return over_j.pairs * self.work_per_pair / (machine.rate * self.layout.lanes * machine.threads)
+
+    @property
+    def culled_rows(self) -> int:
+        """The rows of one task of a culled job."""
+        return self.layout.task_rows
 
 
 def _picks(counts: Sequence[tuple[Part, int]]) -> list[tuple[Part, list[int]]] | None:
@@ -161,10 +176,6 @@ def _picks(counts: Sequence[tuple[Part, int]]) -> list[tuple[Part, list[int]]] |
 @lru_cache(maxsize=1024)
 def _plan(layout: Layout, extent: Extent, work_per_pair: float, machine: Machine) -> Plan[Layout]:
     return plan_for(layout, extent, work_per_pair, machine)
-
-
-def _reduced_over_j(spec: Spec, extent: Extent) -> Extent:
-    return extent if spec.axis == 1 else Extent(extent.n, extent.m, extent.batch)
 
 
 class Ground:
@@ -204,7 +215,7 @@ class Launch:
         self._kernel = kernel
         # Kept alive here: the tables hold bare addresses.
         self._arrays = kernel.inputs(arrays)
-        self._extent = _reduced_over_j(kernel.spec, extent)
+        self._extent = reduced_over_j(kernel.spec, extent)
         self._ground = kernel.ground(tuple([a.shape for a in self._arrays]), extent)
         if RANGES[0] in arrays:
             blocks = [arrays[place] for place in (RANGES[:3] if kernel.spec.axis == 1 else RANGES[3:])]
@@ -362,124 +373,6 @@ class Launch:
         return values + places
 
 
-class CulledLaunch:
-    """A job of which most pairs are left out; see culling.py."""
-
-    def __init__(
-        self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent, found: culling.Culling
-    ) -> None:
-        self._kernel, self._all, self._extent, self._found = kernel, arrays, extent, found
-        own = found.blocks, found.slices, found.intervals
-        self._orders = [found.order_j]
-        self._runs = [Launch(kernel, _in_order(kernel, arrays, found.order_i, found.order_j, own), extent)]
-        if Kind.INDEX in kernel.spec.parts[0].rule.outputs:
-            # The same columns from the last to the first: another index where values are equal.
-            self._orders.append(found.order_j[::-1])
-            own = culling.reversed_ranges(*own, len(found.order_j))
-            self._runs.append(
-                Launch(kernel, _in_order(kernel, arrays, found.order_i, self._orders[1], own), extent)
-            )
-        self._values: list[Array] | None = None
-        self._equal = np.zeros(0, np.int64)
-        self._settling: Launch | None = None  # the rows with equal values, without culling
-        self.plan = self._runs[0].plan
-
-    @property
-    def words(self) -> Mapping[str, str]:
-        """The plan in words."""
-        return {**self._runs[0].words, "culled": f"{1 - self._found.share:.2%}"}
-
-    def step(self) -> float:
-        """Run the next slice; gives the finished share."""
-        run = next((run for run in self._runs if run.share < 1.0), None)
-        if run:
-            run.step()
-        elif self._settling and self._settling.share < 1.0:
-            self._settling.step()
-        if self._values is None and all(run.share == 1.0 for run in self._runs):
-            self._compare()
-        stages = [*self._runs, *([self._settling] if self._settling else [])]
-        share = sum(run.share for run in stages) / len(stages)
-        return share if self._values is not None else min(share, 0.99)
-
-    def _compare(self) -> None:
-        """Take the values, and see which rows name different columns from the two ends: they have equal values."""
-        found, kinds = self._found, self._kernel.spec.parts[0].rule.outputs
-        sets = [
-            [_unsorted(v, kind, found.order_i, order) for v, kind in zip(run.results(), kinds, strict=True)]
-            for run, order in zip(self._runs, self._orders, strict=True)
-        ]
-        self._values = sets[0]
-        if len(sets) == 1:
-            return
-        place = kinds.index(Kind.INDEX)
-        differ = (sets[0][place] != sets[1][place]).reshape(len(found.order_i), -1).any(axis=1)
-        self._equal = np.flatnonzero(differ)
-        if len(self._equal):
-            # Against every column, in the user's order.
-            arrays = {
-                v.params[0]: self._all[v.params[0]][self._equal]
-                if v.params[2] == 0
-                else self._all[v.params[0]]
-                for v in self._kernel.program.slots
-            }
-            m, n, rows = self._extent.m, self._extent.n, len(self._equal)
-            over_j = self._kernel.spec.axis == 1
-            self._settling = Launch(
-                self._kernel, arrays, Extent(rows, n, ()) if over_j else Extent(m, rows, ())
-            )
-
-    def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
-        """The results in the user's order, indices as the user counts."""
-        assert self._values is not None, "the job is not done"
-        values = self._values
-        if self._settling:
-            for value, settled in zip(values, self._settling.results(), strict=True):
-                value[self._equal] = settled
-        if into is None:
-            return tuple(values)
-        for out, value in zip(into, values, strict=True):
-            out[...] = value
-        return tuple(into)
-
-
-def _in_order(
-    kernel: Kernel,
-    arrays: Mapping[int, Array],
-    order_i: Array,
-    order_j: Array,
-    own: tuple[Array, Array, Array],
-) -> dict[int, Array]:
-    """The arrays of a block-sparse job on sorted rows and columns."""
-    orders = {0: order_i, 1: order_j}
-    chosen = {
-        v.params[0]: arrays[v.params[0]][orders[v.params[2]]]
-        if v.params[2] in orders
-        else arrays[v.params[0]]
-        for v in kernel.program.slots
-    }
-    nothing = np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
-    ranges = (*own, *nothing) if kernel.spec.axis == 1 else (*nothing, *own)
-    return chosen | dict(zip(RANGES, ranges, strict=True))
-
-
-def _seeds(
-    kernel: Kernel, arrays: Mapping[int, Array], extent: Extent, order_i: Array, order_j: Array, *own: Array
-) -> Array:
-    """The worst value that each row keeps of a block-sparse job, task by task."""
-    run = Launch(kernel, _in_order(kernel, arrays, order_i, order_j, own), extent)  # type: ignore[arg-type]
-    while run.step() < 1.0:
-        pass
-    return run.worst()
-
-
-def _unsorted(values: Array, kind: Kind, order_i: Array, order_j: Array) -> Array:
-    """Values by row in the user's order; indices of columns in the user's numbers."""
-    out = np.empty_like(values)
-    out[order_i] = order_j[values] if kind is Kind.INDEX else values
-    return out
-
-
 def _assemble(out: Array, group: Sequence[Array], k: int) -> None:
     """Components (repeat, batch, rows) into an output (batch, rows, dim) or (batch, rows, k[, dim])."""
     if not k:
@@ -498,13 +391,6 @@ def _assemble(out: Array, group: Sequence[Array], k: int) -> None:
     for d, lists in enumerate(group):  # (k, dims, batch, rows)
         dims = lists.shape[1]
         out[..., d * dims : (d + 1) * dims] = np.transpose(lists, (2, 3, 0, 1))
-
-
-def _numbers(array: Array, dtype: str, computed: np.dtype[Any]) -> Array:
-    """An input in the dtype of the arithmetic, C-ordered."""
-    if dtype == "bfloat16":
-        return (np.ascontiguousarray(array).astype(np.uint32) << 16).view(np.float32)
-    return np.ascontiguousarray(array, computed)
 
 
 def _rounded_to_bfloat16(values: Array) -> Array:

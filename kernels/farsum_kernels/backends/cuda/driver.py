@@ -15,14 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends.cuda import nvrtc
+from farsum_kernels.backends.cuda.installed import device_count, open_cupy
 from farsum_kernels.backends.cuda.layout import Gpu
-from farsum_kernels.errors import (
-    DeviceFault,
-    DeviceFull,
-    DeviceMissing,
-    DriverTooOld,
-    EngineMissing,
-)
+from farsum_kernels.errors import DeviceFault, DeviceFull, DeviceMissing
 
 Array = NDArray[Any]
 
@@ -32,40 +27,7 @@ MAX_MODULES = (
     512  # loaded at once: CuPy remembers every module, so past this all are dropped and loaded on demand
 )
 
-_INSUFFICIENT_DRIVER, _NO_DEVICE, _MEMORY = 35, 100, 2
-
-
-def open_cupy() -> Any:
-    """CuPy, if it is installed. Raises EngineMissing."""
-    try:
-        import cupy
-    except ImportError as error:
-        raise EngineMissing(
-            f"no CUDA engine in this environment ({error}): install the one for your driver, "
-            "pip install 'farsum[cuda13]' or 'farsum[cuda12]'"
-        ) from error
-    return cupy
-
-
-def device_count() -> int:
-    """The GPUs of this machine. Raises DeviceMissing or DriverTooOld when CUDA does not answer."""
-    runtime = open_cupy().cuda.runtime
-    try:
-        return int(runtime.getDeviceCount())
-    except runtime.CUDARuntimeError as error:
-        if error.status == _INSUFFICIENT_DRIVER:
-            have, want = runtime.driverGetVersion(), runtime.runtimeGetVersion()
-            if have == 0:
-                raise DeviceMissing(
-                    "no NVIDIA driver in this machine; the CPU computes without one: --device cpu"
-                ) from error
-            raise DriverTooOld(
-                f"the driver of the GPU speaks CUDA {have // 1000}.{have % 1000 // 10}, the installed libraries "
-                f"CUDA {want // 1000}.{want % 1000 // 10}: update the driver, or pip install 'farsum[cuda12]'"
-            ) from error
-        if error.status == _NO_DEVICE:
-            return 0
-        raise DeviceMissing(f"CUDA does not answer: {error}") from error
+_MEMORY = 2
 
 
 class CudaModule:
@@ -126,6 +88,12 @@ class CudaDriver:
                 f"a kernel faulted on {getattr(self, 'name', 'the GPU')}, and this process cannot use it any more: "
                 f"{error}"
             ) from error
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free on the device, and all that it has."""
+        with self._translated(), self._cupy.cuda.Device(self.number):
+            free, total = self._cupy.cuda.runtime.memGetInfo()
+            return int(free), int(total)
 
     # ── kernels ───────────────────────────────────────────────────────────────────────────────────
 

@@ -11,10 +11,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from farsum_kernels.backends import culling
 from farsum_kernels.backends.cuda.layout import UNROLL, Gpu, Layout, choose, layouts_for, plan_for
 from farsum_kernels.backends.cuda.skeleton import Text, kernel_text
 from farsum_kernels.backends.cuda.tables import CUDA
-from farsum_kernels.backends.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
+from farsum_kernels.backends.culled import CulledLaunch, culled_launch
+from farsum_kernels.backends.tables import (
+    as_numbers,
+    batch_offsets,
+    dense_tables,
+    pairs_in,
+    reduced_over_j,
+    sparse_tables,
+)
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.lower import Program, Want, lower
 from farsum_kernels.formula.rewrite import simplified
@@ -83,9 +92,11 @@ class Kernel:
         ]
         self.program: Program = lower(wants, UNROLL, list(CUDA), long_weights=True)
         self.computed = COMPUTED_IN[spec.dtype]
+        self.dtype = np.dtype(self.computed)
         self.layouts = layouts_for(self.program, self.parts, np.dtype(self.computed).itemsize)
         self.work_per_pair = self.program.flops_per_pair()
         self.indices = [v.params[0] for v in self.program.slots]
+        self.points = culling.cullable(self.program, self.parts)
         self._variants: dict[int, Variant] = {}
         self._numbers_rows = any(instr.prim is Prim.ROW for instr in self.program.code)
         self.variant(0)  # what is too large, or no kernel at all, is known before any array arrives
@@ -121,13 +132,34 @@ class Kernel:
         over_j = reduced_over_j(self.spec, extent)
         return self.variant_for(over_j).plan(over_j)
 
-    def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch:
-        """Bind arrays of the right shapes and dtype."""
-        return Launch(self, arrays, extent)
+    def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch | CulledLaunch:
+        """Bind arrays of the right shapes and dtype; what need not be computed is left out."""
+        return culled_launch(self, arrays, extent) or self.bind(arrays, extent)
 
+    def bind(self, arrays: Mapping[int, Array], extent: Extent, culled: bool = False) -> Launch:
+        """The same, with every pair that the arrays ask for; `culled` says that little is left of a job."""
+        variant = (
+            self.variant(self._culled) if culled else self.variant_for(reduced_over_j(self.spec, extent))
+        )
+        return Launch(self, variant, arrays, extent)
 
-def reduced_over_j(spec: Spec, extent: Extent) -> Extent:
-    return extent if spec.axis == 1 else Extent(extent.n, extent.m, extent.batch)
+    def inputs(self, arrays: Mapping[int, Array]) -> list[Array]:
+        """The inputs by slot on the host, in the dtype of the arithmetic."""
+        return [as_numbers(arrays[index], self.spec.dtype, self.dtype) for index in self.indices]
+
+    def seconds(self, over_j: Extent) -> float:
+        """About how long every pair of a dense job takes."""
+        return over_j.pairs * self.work_per_pair / self.driver.gpu.rate
+
+    @property
+    def _culled(self) -> int:
+        # Tasks of few rows have small boxes; those of the smallest layout keep too few threads busy.
+        return min(1, len(self.layouts) - 1)
+
+    @property
+    def culled_rows(self) -> int:
+        """The rows of one task of a culled job."""
+        return self.layouts[self._culled].task_rows
 
 
 class Variant:
@@ -214,11 +246,11 @@ class Ground:
 class Launch:
     """One job: its arrays, its slices, its states."""
 
-    def __init__(self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> None:
+    def __init__(self, kernel: Kernel, variant: Variant, arrays: Mapping[int, Array], extent: Extent) -> None:
         kernel.check_indices(extent)
         self._kernel, self._extent = kernel, extent
         self._over_j = over_j = reduced_over_j(kernel.spec, extent)
-        self._variant = variant = kernel.variant_for(over_j)
+        self._variant = variant
         held = [np.ascontiguousarray(arrays[index]) for index in kernel.indices]
         shapes = tuple(a.shape for a in held)
         if RANGES[0] in arrays:
@@ -280,6 +312,15 @@ class Launch:
                 driver.download(buffer, array)
         self._states = self._inputs = []
         return tuple(out)
+
+    def worst(self) -> Array:
+        """The value of each row that a better one must beat, task by task; for extrema and lists of them."""
+        state, parts = self._variant.text.states[0], self.plan.layout.threads_j
+        values = np.empty((state.repeat, parts, self._ground.all_rows), state.dtype)
+        self._kernel.driver.download(self._states[0], values)
+        # Each part of a row has a list of its own: the best of their last values is reached by all of them together.
+        worst: Array = values[-1].min(axis=0)
+        return worst
 
     def _combine(self, rows: int, outputs: list[Any]) -> None:
         ground, text = self._ground, self._variant.text

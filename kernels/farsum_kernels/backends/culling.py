@@ -14,23 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.formula.lower import Program
-from farsum_kernels.job import Extent, Part
+from farsum_kernels.job import Extent, Part, Spec
 from farsum_kernels.scalar.ir import LEAVES, MASKS, I, J, Loop, Prim, number
-
-if TYPE_CHECKING:
-    from farsum_kernels.backends.cpu.launch import Kernel
 
 Array = NDArray[Any]
 Bounds = tuple[Array, Array]
 
 MIN_PAIRS = 400_000_000  # smaller sums are done before culling has begun
 EXTREMA = 4  # times as many pairs of an extremum, which are computed faster and may have to be computed twice
+# Seconds that finding out takes for each row and column: a job that takes less than that is done sooner in full.
+POINT_S = 1e-6
 MAX_ROWS = 4_000_000  # on either side: sorting more takes longer than a first slice may
 MAX_TILES = 20_000_000  # pairs of tiles that are remembered
 MAX_DIM = 4  # in more dimensions boxes are mostly empty
@@ -39,6 +38,7 @@ AT_ONCE = 500_000  # pairs of tiles that are looked at together; more are groupe
 SAMPLE = 64
 SEEDS = 128  # columns around a tile of rows that give it a value to beat
 MORTON_BITS = 10  # cells along an axis: finer than tiles are
+_PLACE_BITS = MAX_ROWS.bit_length()
 WORTH = 0.4  # more than this share of the pairs left, and culling is not worth its reordering
 
 # Below this 2^x is 0, by a wide margin; e^x below the same times ln 2.
@@ -73,10 +73,31 @@ def cullable(program: Program, parts: Sequence[Part]) -> tuple[int, int] | None:
     return max(pairs, key=lambda p: program.slots[p[0]].params[1], default=None)
 
 
-def large_enough(kernel: Kernel, extent: Extent) -> bool:
+class Subject(Protocol):
+    """What is asked of a kernel.
+
+    dtype         of the arithmetic
+    culled_rows   the rows of one task of a culled job
+    """
+
+    spec: Spec
+    program: Program
+    dtype: np.dtype[Any]
+
+    @property
+    def culled_rows(self) -> int: ...
+
+    def seconds(self, over_j: Extent) -> float:
+        """About how long every pair of a dense job takes."""
+        ...
+
+
+def large_enough(kernel: Subject, over_j: Extent) -> bool:
     """Is a job so large that finding out what can be left out takes less than the job?"""
     least = MIN_PAIRS * (1 if kernel.spec.parts[0].rule.additive else EXTREMA)
-    return extent.pairs >= least and max(extent.m, extent.n) <= MAX_ROWS
+    if over_j.pairs < least or max(over_j.m, over_j.n) > MAX_ROWS:
+        return False
+    return kernel.seconds(over_j) >= POINT_S * (over_j.m + over_j.n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +116,7 @@ class Culling:
 
 
 def find(
-    kernel: Kernel, points: tuple[int, int], held: Sequence[Array], over_j: Extent, seed: Seed
+    kernel: Subject, points: tuple[int, int], held: Sequence[Array], over_j: Extent, seed: Seed
 ) -> Culling | None:
     """What can be left out of a job; None when it is too little to be worth it.
 
@@ -111,10 +132,10 @@ def find(
         a[orders[v.params[2]]] if v.params[2] in orders else a
         for v, a in zip(program.slots, held, strict=True)
     ]
-    rows, columns = _Tiles(over_j.m, kernel.layout.task_rows), _Tiles(over_j.n, TILE)
+    rows, columns = _Tiles(over_j.m, kernel.culled_rows), _Tiles(over_j.n, TILE)
     limits = None
     if not kernel.spec.parts[0].rule.additive:
-        limits = _limits(kernel, rows, over_j.n, code_i[order_i], code_j[order_j], order_i, order_j, seed)
+        limits = _limits(kernel, rows, over_j.n, code_i, code_j, order_i, order_j, seed)
     pairs = _near(_Bound(kernel, ordered, rows, columns, limits))
     if pairs is None:
         return None
@@ -127,7 +148,7 @@ Seed = Callable[[Array, Array, Array, Array, Array], Array]
 
 
 def _limits(
-    kernel: Kernel,
+    kernel: Subject,
     rows: _Tiles,
     n: int,
     code_i: Array,
@@ -140,7 +161,8 @@ def _limits(
     starts = np.arange(rows.count) * rows.width
     ends = starts + rows.lengths
     middle = np.searchsorted(code_j, code_i[(starts + ends) // 2])
-    width = max(SEEDS, 2 * kernel.spec.parts[0].k)
+    # Several threads may share the columns of a task, each with a list of its own.
+    width = max(SEEDS, 8 * kernel.spec.parts[0].k)
     first = np.clip(middle - width // 2, 0, max(0, n - width))
     intervals = np.stack([first, np.minimum(first + width, n)], axis=1)
     blocks = np.stack([starts, ends], axis=1)
@@ -168,7 +190,8 @@ def _near(bound: _Bound) -> tuple[Array, Array] | None:
         if left < 0:
             return None
     # At the edges the last tile stood for several.
-    flat = np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+    flat = np.sort(np.concatenate([np.zeros(0, np.int64), *found]))
+    flat = flat[np.append(True, flat[1:] != flat[:-1])[: len(flat)]]
     return flat // bound.columns.count, flat % bound.columns.count
 
 
@@ -190,7 +213,7 @@ def reversed_ranges(blocks: Array, slices: Array, intervals: Array, n: int) -> t
 
 
 def _morton(x: Array, y: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """For both point sets, codes whose neighbours are neighbours in space, and the order by code.
+    """For both point sets, the order by codes whose neighbours are neighbours in space, and the codes in that order.
 
     Equal points keep their order.
     """
@@ -200,14 +223,20 @@ def _morton(x: Array, y: Array) -> tuple[tuple[Array, Array], tuple[Array, Array
     dims = x.shape[1]
     # One scale for all axes: boxes are to be cubes.
     scale = (2**MORTON_BITS - 1) / max(float((high - low).max()), 1e-300)
+    spread = np.zeros(
+        1 << MORTON_BITS, np.int64
+    )  # the bits of a number, so far apart that those of the others fit
+    for bit in range(MORTON_BITS):
+        spread |= (np.arange(1 << MORTON_BITS) >> bit & 1) << bit * dims
 
     def coded(points: Array) -> tuple[Array, Array]:
-        cells = ((points - low) * scale).astype(np.uint64)
-        code = np.zeros(len(points), np.uint64)
-        for bit in range(MORTON_BITS):
-            for axis in range(dims):
-                code |= ((cells[:, axis] >> np.uint64(bit)) & np.uint64(1)) << np.uint64(bit * dims + axis)
-        return code, np.argsort(code, kind="stable")
+        cells = ((points - low) * scale).astype(np.int64)
+        code = np.zeros(len(points), np.int64)
+        for axis in range(dims):
+            code |= spread[cells[:, axis]] << axis
+        # The place below the code: sorting whole numbers is many times as fast as sorting places by them.
+        packed = np.sort(code << _PLACE_BITS | np.arange(len(points)))
+        return packed >> _PLACE_BITS, packed & (1 << _PLACE_BITS) - 1
 
     return coded(both[0]), coded(both[1])
 
@@ -233,7 +262,7 @@ class _Bound:
     """
 
     def __init__(
-        self, kernel: Kernel, arrays: Sequence[Array], rows: _Tiles, columns: _Tiles, limits: Array | None
+        self, kernel: Subject, arrays: Sequence[Array], rows: _Tiles, columns: _Tiles, limits: Array | None
     ) -> None:
         self.program, self.dtype = kernel.program, kernel.dtype.name
         self.rows, self.columns = rows, columns
@@ -269,7 +298,7 @@ class _Bound:
         return np.broadcast_to(~(low - 2 * slack > self._limits[whole][r][..., None]), shape)
 
 
-def _promising(kernel: Kernel, arrays: Sequence[Array], over_j: Extent) -> bool:
+def _promising(kernel: Subject, arrays: Sequence[Array], over_j: Extent) -> bool:
     """Does a sample of pairs have enough terms that vanish? Of extrema nothing can be said so soon."""
     if not kernel.spec.parts[0].rule.additive:
         return True
