@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -245,8 +245,27 @@ class Api:
         from farsum_proto.tensor import chunks_of
 
         async with self._daemon.download(wire.decode_download(data)) as (header, body):
-            for chunk in chunks_of(header, body):
-                await context.write(chunk)
+            await _write_all(context, chunks_of(header, body))
+
+
+async def _write_all(context: Context, chunks: Iterator[bytes]) -> None:
+    """Send chunks; each is copied from where it lies while the one before it is sent."""
+
+    async def write(chunk: bytes) -> None:
+        await context.write(chunk)
+
+    sent: asyncio.Task[None] | None = None
+    try:
+        for chunk in chunks:
+            if sent:
+                await sent
+            sent = asyncio.create_task(write(chunk))
+            await asyncio.sleep(0)  # so that it begins
+        if sent:
+            await sent
+    finally:
+        if sent:
+            sent.cancel()
 
 
 class Guard:
