@@ -146,9 +146,11 @@ class Kernel:
         """Bind arrays of the right shapes and dtype; what need not be computed is left out."""
         return culled_launch(self, arrays, extent) or self.bind(arrays, extent)
 
-    def bind(self, arrays: Mapping[int, Array], extent: Extent, culled: bool = False) -> Launch:
-        """The same, with every pair that the arrays ask for; `culled` says that little is left of a job."""
+    def bind(self, arrays: Mapping[int, Array], extent: Extent) -> Launch:
+        """The same, with every pair that the arrays ask for."""
         return Launch(self, arrays, extent)
+
+    bind_culled = bind
 
     def seconds(self, over_j: Extent) -> float:
         """About how long every pair of a dense job takes."""
