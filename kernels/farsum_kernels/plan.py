@@ -28,7 +28,7 @@ SLAB = 64  # columns whose tiles are added up in the data dtype: at 256 that sho
 UNROLL = 6  # vector dimensions up to this are written out; longer ones become loops
 LONG = 400  # instructions of a pair past which blocking only makes the compiler slow
 SLICE_S = 0.1  # a slice, between two looks at cancel and deadline, takes about this long at most
-ALONE = 400_000.0  # below so many multiply-adds a second thread costs more than it gives (18 to 57 µs)
+START = 100_000.0  # multiply-adds that are done while one more thread is started, which is 20 to 60 µs
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +191,8 @@ def _pairwise(program: Program, n: int) -> bool:
 
 
 def threads_for(work: float, lanes: int, machine: Machine) -> int:
-    """As many threads as have enough to do each: one more is worth its start from half of `ALONE` on."""
-    return max(1, min(machine.threads, int(2 * work / (ALONE * lanes))))
+    """How many threads finish soonest: t take work / t, and t times START, for they are started in turn."""
+    return max(1, min(machine.threads, int((work / (START * lanes)) ** 0.5)))
 
 
 def plan_for(layout: Layout, extent: Extent, work_per_pair: float, machine: Machine) -> Plan[Layout]:
