@@ -11,7 +11,7 @@ import numpy as np
 from farsum.arrays import Array, is_number
 from farsum.genred import Genred
 from farsum.systems import cap_of, positive, ridge_of
-from farsum.tensors import is_tensor, to_numpy, to_tensor
+from farsum.tensors import is_tensor, is_torch, to_numpy, to_tensor
 from farsum_kernels.errors import (
     DtypeError,
     FormulaError,
@@ -148,7 +148,7 @@ def _takes_tensors(binding: Any, *arrays: Any) -> bool:
     if binding not in ("numpy", "torch"):
         raise FormulaError(f"the binding is 'numpy' or 'torch', not {binding!r:.80}")
     for array in arrays:
-        if is_tensor(array) is not (binding == "torch"):
+        if not is_torch(array) if binding == "torch" else is_tensor(array):
             raise OperandError(f"with the binding {binding!r} the arrays are not {type(array).__name__}")
     return bool(binding == "torch")
 

@@ -13,6 +13,7 @@ import torch
 from jax import grad, jit
 
 from farsum.jax import Genred, KernelSolve, LazyTensor, Vi, Vj
+from farsum.solve import ConjugateGradientSolver
 from farsum_kernels.errors import (
     DeadlineExceeded,
     DimensionError,
@@ -59,6 +60,12 @@ KNOWN_FROM_SHAPES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] 
     "ranges beyond the rows": (lambda x: D(x).sum(axis=1, ranges=(np.array([[0, 9]]), np.array([1]), np.array([[0, 5]])) * 2), ShapeError, "within 0 to"),
 }
 # fmt: on
+
+
+@mark.parametrize("binding", ["numpy", "torch"])
+def test_a_solver_of_another_library(binding: str) -> None:
+    with pytest.raises(OperandError, match="the arrays are not"):
+        ConjugateGradientSolver(binding, lambda p: 2 * p, b)
 
 
 @mark.parametrize("what", KNOWN_FROM_SHAPES)
