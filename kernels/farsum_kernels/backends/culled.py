@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends import culling
+from farsum_kernels.backends.rows import on_rows
 from farsum_kernels.backends.tables import reduced_over_j
 from farsum_kernels.formula.reductions import Kind
 from farsum_kernels.job import RANGES, Extent
@@ -131,15 +132,7 @@ class CulledLaunch:
         self._equal = np.flatnonzero(differ)
         if len(self._equal):
             # Against every column, in the user's order.
-            arrays = {
-                v.params[0]: self._all[v.params[0]][self._equal]
-                if v.params[2] == 0
-                else self._all[v.params[0]]
-                for v in self._kernel.program.slots
-            }
-            m, n, rows = self._extent.m, self._extent.n, len(self._equal)
-            over_j = self._kernel.spec.axis == 1
-            self._settling = self._kernel.bind(arrays, Extent(rows, n, ()) if over_j else Extent(m, rows, ()))
+            self._settling = on_rows(self._kernel, self._all, self._extent, self._equal)
 
     def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
         """The results in the user's order, indices as the user counts."""
