@@ -23,7 +23,8 @@ import numpy as np
 from benchmarks.measure import machine, save
 from farsum_kernels.backends import reference
 from farsum_kernels.backends.cuda import nvrtc
-from farsum_kernels.backends.cuda.launch import Driver, Kernel
+from farsum_kernels.backends.cuda.device import Driver
+from farsum_kernels.backends.cuda.launch import Kernel
 from farsum_kernels.job import check_arrays
 from tests.cuda.cases import WORKLOADS, Case
 

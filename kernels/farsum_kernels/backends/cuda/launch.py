@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import cached_property
-from math import ceil, prod
-from typing import Any, Protocol
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends import culling
-from farsum_kernels.backends.cuda.layout import UNROLL, Gpu, Layout, choose, layouts_for, plan_for
-from farsum_kernels.backends.cuda.skeleton import Text, kernel_text
+from farsum_kernels.backends.cuda.device import Driver
+from farsum_kernels.backends.cuda.layout import UNROLL, Layout, choose, layouts_for
+from farsum_kernels.backends.cuda.skeleton import kernel_text
 from farsum_kernels.backends.cuda.tables import CUDA
+from farsum_kernels.backends.cuda.variant import Variant
 from farsum_kernels.backends.culled import CulledLaunch, culled_launch
-from farsum_kernels.backends.tables import (
-    as_numbers,
-    batch_offsets,
-    dense_tables,
-    pairs_in,
-    reduced_over_j,
-    sparse_tables,
-)
+from farsum_kernels.backends.tables import as_numbers, reduced_over_j
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.lower import Program, Want, lower
 from farsum_kernels.formula.rewrite import simplified
 from farsum_kernels.job import COMPUTED_IN, RANGES, Extent, Spec, output_dtypes, output_shapes
-from farsum_kernels.plan import SLICE_S, Plan
+from farsum_kernels.plan import Plan
 from farsum_kernels.scalar.ir import Prim
 
 Array = NDArray[Any]
@@ -36,48 +30,6 @@ Array = NDArray[Any]
 MAX_SOURCE_BYTES = 4 << 20
 MAX_INT32, MAX_FLOAT32 = (1 << 31) - 1, 1 << 24
 AHEAD = 2  # slices that are queued on the device before the first of them is waited for
-COMBINE_THREADS = 128
-MAX_GROUNDS = 64
-
-
-class Module(Protocol):
-    """Compiled kernels."""
-
-    def launch(
-        self, name: str, grid: tuple[int, int], block: tuple[int, int], shared: int, args: Sequence[Any]
-    ) -> None:
-        """Queue a kernel. Buffers and int64 or int32 NumPy scalars are its arguments."""
-        ...
-
-
-class Driver(Protocol):
-    """A device with its memory. Buffers are the driver's own; None stands for no memory."""
-
-    gpu: Gpu
-
-    def load(self, source: str) -> Module:
-        """Compile kernels, or find them compiled."""
-        ...
-
-    def upload(self, array: Array) -> Any:
-        """A copy of a C-ordered array on the device."""
-        ...
-
-    def empty(self, count: int, dtype: str) -> Any:
-        """Memory for so many numbers, which holds anything."""
-        ...
-
-    def download(self, buffer: Any, into: Array) -> None:
-        """Wait for all that was queued and copy a buffer into a C-ordered array."""
-        ...
-
-    def mark(self) -> Any:
-        """A point in the queue of the device."""
-        ...
-
-    def wait(self, mark: Any) -> None:
-        """Until the device has come to a mark. Raises what went wrong before it."""
-        ...
 
 
 class Kernel:
@@ -162,87 +114,6 @@ class Kernel:
         return self.layouts[self._culled].task_rows
 
 
-class Variant:
-    """A kernel for one layout: its text, its compiled module, the tables of the shapes that it met."""
-
-    def __init__(self, kernel: Kernel, place: int, text: Text) -> None:
-        self.kernel, self.layout, self.text = kernel, kernel.layouts[place], text
-        self._grounds: dict[Any, Ground] = {}
-
-    @cached_property
-    def module(self) -> Module:
-        return self.kernel.driver.load(self.text.source)
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of all states of one row."""
-        return sum(np.dtype(s.dtype).itemsize * s.repeat for s in self.text.states)
-
-    def plan(self, over_j: Extent) -> Plan[Layout]:
-        return plan_for(
-            self.layout,
-            over_j,
-            self.kernel.work_per_pair,
-            self.kernel.driver.gpu,
-            listed=any(part.rule.listed for part in self.kernel.parts),
-            state_bytes=self.state_bytes,
-            chunks=self.text.chunks,
-        )
-
-    def ground(self, shapes: tuple[tuple[int, ...], ...], over_j: Extent) -> Ground:
-        """The plan and the tables of a dense job, made once for a run of equal shapes."""
-        key = shapes, over_j
-        if (known := self._grounds.get(key)) is None:
-            if len(self._grounds) >= MAX_GROUNDS:
-                self._grounds.clear()
-            plan = self.plan(over_j)
-            tasks, spans = dense_tables(self.layout, over_j, plan.splits)
-            known = self._grounds[key] = Ground(self.kernel, plan, shapes, over_j, tasks, spans)
-        return known
-
-    def sparse_ground(
-        self, shapes: tuple[tuple[int, ...], ...], over_j: Extent, blocks: Sequence[Array]
-    ) -> Ground:
-        """The plan and the tables of a job with ranges."""
-        tasks, spans, places = sparse_tables(self.layout, over_j.m, *blocks)
-        pairs = pairs_in(tasks, spans)
-        work = pairs * self.kernel.work_per_pair * self.text.chunks
-        slices = max(1, min(len(tasks), ceil(work / self.kernel.driver.gpu.rate / SLICE_S)))
-        plan = Plan(self.layout, 1, self.layout.threads, slices, len(tasks), pairs, work)
-        return Ground(self.kernel, plan, shapes, over_j, tasks, spans, places)
-
-
-class Ground:
-    """What a job needs on the device besides its arrays. The same for all jobs of equal shapes."""
-
-    def __init__(
-        self,
-        kernel: Kernel,
-        plan: Plan[Layout],
-        shapes: tuple[tuple[int, ...], ...],
-        over_j: Extent,
-        tasks: Array,
-        spans: Array,
-        places: Array | None = None,
-    ) -> None:
-        self.plan, self.words = plan, plan.describe()
-        slots, batches = kernel.program.slots, prod(over_j.batch)
-        offsets = np.zeros((batches, max(1, len(slots))), np.int64)
-        for s, (v, shape) in enumerate(zip(slots, shapes, strict=True)):
-            offsets[:, s] = batch_offsets(shape, over_j.batch, 1 if v.params[2] == 2 else 2)
-        if over_j.n == 0:
-            # Without columns nothing is computed, whatever the rows hold.
-            places = np.full(batches * over_j.m, -1, np.int64)
-        self.tasks = len(tasks) if over_j.n else 0
-        self.parts = plan.layout.threads_j * plan.splits
-        # Rows of the states of one split, and of one batch member in it.
-        self.all_rows = len(tasks) // plan.splits * plan.layout.task_rows
-        self.per_batch = self.all_rows // max(1, batches)
-        upload = kernel.driver.upload
-        self.tables = [upload(t) for t in (offsets, tasks, spans)] if self.tasks else []
-        self.places = None if places is None else upload(places)
-
-
 class Launch:
     """One job: its arrays, its slices, its states."""
 
@@ -261,8 +132,10 @@ class Launch:
         self.plan = self._ground.plan
         driver = kernel.driver
         self._inputs = [driver.upload(a) for a in held]
-        rows = self._ground.parts * self._ground.all_rows
-        self._states = [driver.empty(rows * s.repeat, s.dtype) for s in variant.text.states]
+        self._states = variant.states(self._ground)
+        self._made = made_by(kernel.spec, extent)
+        # All that a job takes it takes here, so that none fails for want of memory once it is under way.
+        self._outputs = [driver.empty(prod(shape), dtype) for shape, dtype in self._made]
         self._done = 0
         self._ahead: deque[tuple[int, Any]] = deque()
         self._finished = 0
@@ -288,29 +161,21 @@ class Launch:
         return self.share
 
     def _queue_slice(self) -> None:
-        plan, tasks, variant = self.plan, self._ground.tasks, self._variant
-        first, end = tasks * self._done // plan.slices, tasks * (self._done + 1) // plan.slices
+        slices, ground = self.plan.slices, self._ground
+        first, end = ground.tasks * self._done // slices, ground.tasks * (self._done + 1) // slices
         self._done += 1
-        if end > first:
-            args = [*self._inputs, *self._ground.tables, *self._states, np.int64(first), np.int64(tasks)]
-            variant.module.launch(
-                "reduce", (end - first, variant.text.chunks), (plan.layout.threads, 1), 0, args
-            )
+        self._variant.reduce(ground, ground.tables, self._inputs, self._states, first, end)
         self._ahead.append((self._done, self._kernel.driver.mark()))
 
     def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
         """Merge and finish the states of a job that is done; results in new arrays, or in those given."""
-        spec, driver = self._kernel.spec, self._kernel.driver
-        held = ["uint16" if dtype == "bfloat16" else dtype for dtype in output_dtypes(spec)]
-        shapes = output_shapes(spec, self._extent)
-        out = list(into) if into else [np.empty(s, d) for s, d in zip(shapes, held, strict=True)]
+        out = list(into) if into else [np.empty(shape, dtype) for shape, dtype in self._made]
         rows = prod(self._extent.batch) * self._over_j.m
         if rows:
-            buffers = [driver.empty(a.size, a.dtype.name) for a in out]
-            self._combine(rows, buffers)
-            for buffer, array in zip(buffers, out, strict=True):
-                driver.download(buffer, array)
-        self._states = self._inputs = []
+            self._variant.combine(self._ground, self._states, self._outputs, rows, self._over_j.m)
+            for buffer, array in zip(self._outputs, out, strict=True):
+                self._kernel.driver.download(buffer, array)
+        self._states = self._inputs = self._outputs = []
         return tuple(out)
 
     def worst(self) -> Array:
@@ -322,26 +187,8 @@ class Launch:
         worst: Array = values[-1].min(axis=0)
         return worst
 
-    def _combine(self, rows: int, outputs: list[Any]) -> None:
-        ground, text = self._ground, self._variant.text
-        listed = any(part.rule.listed for part in self._kernel.parts)
-        lanes = 1 if listed or ground.parts < 8 else min(32, ground.parts // 4)
-        columns = COMBINE_THREADS // 32 if lanes > 4 else COMBINE_THREADS
-        shared = (
-            max(
-                (
-                    len(p.rule.state(t.dim if not t.loop else 1, len(t.weight)))
-                    for p, t in zip(self._kernel.parts, self._kernel.program.terms, strict=True)
-                ),
-                default=1,
-            )
-            * 8
-            * columns
-            * lanes
-        )
-        args = [
-            *self._states, *outputs, ground.places, np.int64(rows), np.int64(self._over_j.m),
-            np.int64(ground.per_batch), np.int64(ground.all_rows), np.int32(ground.parts),
-        ]  # fmt: skip
-        grid = ceil(rows / columns), text.repeats
-        self._variant.module.launch("combine", grid, (columns, lanes), shared if lanes > 1 else 0, args)
+
+def made_by(spec: Spec, extent: Extent) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each result, as it is held."""
+    held = ["uint16" if dtype == "bfloat16" else dtype for dtype in output_dtypes(spec)]
+    return list(zip(output_shapes(spec, extent), held, strict=True))
