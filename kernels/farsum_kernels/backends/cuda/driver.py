@@ -66,6 +66,7 @@ class CudaDriver:
             clock_hz = device.attributes.get("ClockRate", 1_500_000) * 1e3
             processors = int(properties["multiProcessorCount"])
             self._stream = cupy.cuda.Stream(non_blocking=True)
+            self._copies = cupy.cuda.Stream(non_blocking=True)
             self._pool = cupy.cuda.MemoryPool()
         self.gpu = Gpu(processors, processors * clock_hz * LANES, self.total_bytes // STATE_SHARE)
         nvrtc.compiler()
@@ -144,10 +145,20 @@ class CudaDriver:
             try:
                 memory = self._pool.malloc(size)
             except cupy.cuda.memory.OutOfMemoryError:
-                self._stream.synchronize()
-                self._pool.free_all_blocks()
+                self.release()
                 memory = self._pool.malloc(size)
             return cupy.ndarray(max(1, count), dtype, memory)
+
+    def room(self) -> int:
+        """Bytes that `empty` can still give: what is free on the device, and what earlier jobs left in the pool."""
+        return self.memory()[0] + int(self._pool.free_bytes())
+
+    def release(self) -> None:
+        """Give back to the device what no buffer holds any more."""
+        with self._translated(), self._cupy.cuda.Device(self.number):
+            self._stream.synchronize()
+            self._copies.synchronize()
+            self._pool.free_all_blocks()
 
     def upload(self, array: Array) -> Any:
         """A copy of a C-ordered array on the device."""
@@ -175,3 +186,26 @@ class CudaDriver:
         """Until the device has come to a mark. Raises what went wrong before it."""
         with self._translated():
             mark.synchronize()
+
+    # ── copies beside computing ───────────────────────────────────────────────────────────────────
+
+    def pinned(self, count: int, dtype: str) -> Array:
+        """Page-locked memory of the host for so many numbers; plain memory, from which copies wait, if there is none."""
+        size = max(1, count) * np.dtype(dtype).itemsize
+        try:
+            with self._translated(), self._cupy.cuda.Device(self.number):
+                memory = self._cupy.cuda.alloc_pinned_memory(size)
+        except DeviceFull:
+            return np.empty(max(1, count), dtype)
+        return np.frombuffer(memory, dtype, max(1, count))
+
+    def send(self, source: Array, buffer: Any, after: Any) -> Any:
+        """Copy pinned memory to the front of a buffer on a stream of its own; see `Driver.send`."""
+        with self._translated(), self._cupy.cuda.Device(self.number):
+            if after is not None:
+                self._copies.wait_event(after)
+            buffer.data.copy_from_host_async(source.ctypes.data, source.nbytes, self._copies)
+            event = self._cupy.cuda.Event(block=True, disable_timing=True)
+            event.record(self._copies)
+            self._stream.wait_event(event)
+            return event

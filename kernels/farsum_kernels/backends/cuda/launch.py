@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from farsum_kernels.backends import culling
 from farsum_kernels.backends.cuda.device import Driver
 from farsum_kernels.backends.cuda.layout import UNROLL, Layout, choose, layouts_for
+from farsum_kernels.backends.cuda.pieces import Pieces
 from farsum_kernels.backends.cuda.skeleton import kernel_text
 from farsum_kernels.backends.cuda.tables import CUDA
-from farsum_kernels.backends.cuda.variant import Variant
+from farsum_kernels.backends.cuda.variant import AHEAD, Variant
 from farsum_kernels.backends.culled import CulledLaunch, culled_launch
 from farsum_kernels.backends.tables import as_numbers, reduced_over_j
-from farsum_kernels.errors import FormulaTooLarge
+from farsum_kernels.errors import DeviceFull, FormulaTooLarge
 from farsum_kernels.formula.lower import Program, Want, lower
 from farsum_kernels.formula.rewrite import simplified
 from farsum_kernels.job import COMPUTED_IN, RANGES, Extent, Spec, output_dtypes, output_shapes
@@ -29,7 +30,7 @@ Array = NDArray[Any]
 
 MAX_SOURCE_BYTES = 4 << 20
 MAX_INT32, MAX_FLOAT32 = (1 << 31) - 1, 1 << 24
-AHEAD = 2  # slices that are queued on the device before the first of them is waited for
+SMALL = 4  # a job below this part of what states may take is tried without asking for room
 
 
 class Kernel:
@@ -84,16 +85,53 @@ class Kernel:
         over_j = reduced_over_j(self.spec, extent)
         return self.variant_for(over_j).plan(over_j)
 
-    def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch | CulledLaunch:
+    def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch | Pieces | CulledLaunch:
         """Bind arrays of the right shapes and dtype; what need not be computed is left out."""
-        return culled_launch(self, arrays, extent) or self.bind(arrays, extent)
+        try:
+            culled = culled_launch(self, arrays, extent)
+        except DeviceFull:
+            culled = None  # in order it takes more than as it is
+        return culled or self.bind(arrays, extent)
 
-    def bind(self, arrays: Mapping[int, Array], extent: Extent, culled: bool = False) -> Launch:
-        """The same, with every pair that the arrays ask for; `culled` says that little is left of a job."""
-        variant = (
-            self.variant(self._culled) if culled else self.variant_for(reduced_over_j(self.spec, extent))
-        )
-        return Launch(self, variant, arrays, extent)
+    def bind(self, arrays: Mapping[int, Array], extent: Extent, culled: bool = False) -> Any:
+        """The same, with every pair that the arrays ask for; `culled` says that little is left of a job.
+
+        A job that does not fit on the device goes there in pieces. Raises DeviceFull only for a culled one.
+        """
+        over_j = reduced_over_j(self.spec, extent)
+        held = [np.ascontiguousarray(arrays[index]) for index in self.indices]
+        blocks = None
+        if RANGES[0] in arrays:
+            blocks = [arrays[place] for place in (RANGES[:3] if self.spec.axis == 1 else RANGES[3:])]
+        variant = self.variant(self._culled) if culled else self.variant_for(over_j)
+        made, driver = made_by(self.spec, extent), self.driver
+        if culled or self._fits(variant, held, over_j, made):
+            try:
+                return Launch(self, variant, held, extent, made, blocks)
+            except DeviceFull:
+                if culled:
+                    raise
+        # What the attempt had taken is free only here.
+        for known in self._variants.values():
+            known.forget()
+        driver.release()
+        return Pieces(self, held, extent, made, blocks, driver.room())
+
+    def _fits(
+        self,
+        variant: Variant,
+        held: Sequence[Array],
+        over_j: Extent,
+        made: Sequence[tuple[tuple[int, ...], str]],
+    ) -> bool:
+        """Is there room for the job as a whole? The device is not asked about small ones."""
+        outputs = sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in made)
+        least = sum(a.nbytes for a in held) + outputs + prod(over_j.batch) * over_j.m * variant.state_bytes
+        if least < self.driver.gpu.memory // SMALL:
+            return True
+        plan = variant.plan(over_j)
+        states = plan.tasks * variant.layout.task_rows * variant.layout.threads_j * variant.state_bytes
+        return sum(a.nbytes for a in held) + outputs + states + 40 * plan.tasks <= self.driver.room()
 
     def inputs(self, arrays: Mapping[int, Array]) -> list[Array]:
         """The inputs by slot on the host, in the dtype of the arithmetic."""
@@ -115,25 +153,33 @@ class Kernel:
 
 
 class Launch:
-    """One job: its arrays, its slices, its states."""
+    """One job that fits on the device: its arrays, its slices, its states.
 
-    def __init__(self, kernel: Kernel, variant: Variant, arrays: Mapping[int, Array], extent: Extent) -> None:
+    held, made, blocks   as in `Pieces`
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        variant: Variant,
+        held: Sequence[Array],
+        extent: Extent,
+        made: Sequence[tuple[tuple[int, ...], str]],
+        blocks: Sequence[Array] | None,
+    ) -> None:
         kernel.check_indices(extent)
-        self._kernel, self._extent = kernel, extent
+        self._kernel, self._extent, self._made = kernel, extent, made
         self._over_j = over_j = reduced_over_j(kernel.spec, extent)
         self._variant = variant
-        held = [np.ascontiguousarray(arrays[index]) for index in kernel.indices]
         shapes = tuple(a.shape for a in held)
-        if RANGES[0] in arrays:
-            blocks = [arrays[place] for place in (RANGES[:3] if kernel.spec.axis == 1 else RANGES[3:])]
-            self._ground = variant.sparse_ground(shapes, over_j, blocks)
-        else:
+        if blocks is None:
             self._ground = variant.ground(shapes, over_j)
+        else:
+            self._ground = variant.sparse_ground(shapes, over_j, blocks)
         self.plan = self._ground.plan
         driver = kernel.driver
         self._inputs = [driver.upload(a) for a in held]
         self._states = variant.states(self._ground)
-        self._made = made_by(kernel.spec, extent)
         # All that a job takes it takes here, so that none fails for want of memory once it is under way.
         self._outputs = [driver.empty(prod(shape), dtype) for shape, dtype in self._made]
         self._done = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends.cuda.device import Driver, Module
+from farsum_kernels.backends.cuda.fold import fold_text
 from farsum_kernels.backends.cuda.layout import Layout, plan_for
 from farsum_kernels.backends.cuda.skeleton import Text
 from farsum_kernels.backends.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+AHEAD = 2  # slices that are queued on the device before the first of them is waited for
 COMBINE_THREADS = 128
 MAX_GROUNDS = 64
 
@@ -43,12 +46,22 @@ class Variant:
         """Bytes of all states of one row."""
         return sum(np.dtype(s.dtype).itemsize * s.repeat for s in self.text.states)
 
-    def plan(self, over_j: Extent) -> Plan[Layout]:
+    @cached_property
+    def folding(self) -> Module:
+        """The module of the kernel "fold"; most jobs never need it."""
+        kernel = self.kernel
+        return kernel.driver.load(
+            fold_text(kernel.program, kernel.parts, kernel.spec.dtype, kernel.computed, self.layout)
+        )
+
+    def plan(self, over_j: Extent, memory: int | None = None) -> Plan[Layout]:
+        """How a job would be cut up; its states may take so many bytes, by default a share of the device."""
+        gpu = self.kernel.driver.gpu
         return plan_for(
             self.layout,
             over_j,
             self.kernel.work_per_pair,
-            self.kernel.driver.gpu,
+            gpu if memory is None else replace(gpu, memory=memory),
             listed=any(part.rule.listed for part in self.kernel.parts),
             state_bytes=self.state_bytes,
             chunks=self.text.chunks,
