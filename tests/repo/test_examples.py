@@ -30,6 +30,11 @@ SAYS = {
     "loops": "k-means: 20 rounds in one call",
     "nearest_neighbours": "cosine     accuracy",
     "spectral": "eigenvalues of the Laplacian: relative error",
+    "torch_gaussian_process": "mean of the prediction: relative error",
+    "torch_gmm": "log-likelihood, next to scikit-learn's EM: relative error",
+    "torch_interpolation": "its gradient in width and ridge, by KernelSolve: relative error",
+    "torch_lddmm": "its gradient: relative error",
+    "torch_sinkhorn": "its gradient: relative error",
     "vi_vj_pm": "    reduction: Sum (axis=1)",
 }
 PROVES = {
@@ -93,7 +98,7 @@ def loaded(name: str) -> ModuleType:
 
 def spoilt(found: Any) -> list[Any]:
     """The same numbers with one of them far away, or none at all; and the same in another shape."""
-    array = np.array(found)
+    array = np.asarray(found)
     far = array.copy()
     far.flat[-1] = 3 + 2 * np.abs(array).max()
     wrong = [far, array[None]]
