@@ -43,8 +43,10 @@ class Kernel(Protocol):
         """Raise FormulaTooLarge when rows cannot be counted on this device."""
         ...
 
-    def launch(self, arrays: Mapping[int, Any], extent: Extent) -> Launch:
-        """Bind arrays of the right shapes and dtype."""
+    def launch(
+        self, arrays: Mapping[int, Any], extent: Extent, digests: Mapping[int, bytes] | None = None
+    ) -> Launch:
+        """Bind arrays of the right shapes and dtype. A device keeps copies of those that have a digest."""
         ...
 
 

@@ -39,6 +39,8 @@ class EmulatedDriver:
              them as soon, or as late, as they may
     """
 
+    name, arch = "an emulated device", 90
+
     def __init__(
         self,
         order: emulate.Order = "forward",
@@ -48,7 +50,8 @@ class EmulatedDriver:
         claims: int | None = None,
         pace: Pace = "at once",
     ) -> None:
-        self.gpu = Gpu(processors, rate, (budget or 1 << 32) // 4)
+        self.total_bytes = budget or 1 << 32
+        self.gpu = Gpu(processors, rate, self.total_bytes // 4)
         self.order, self.pace = order, pace
         self.budget, self.claims = budget or 1 << 62, claims
         self.held = self.peak = self.uploaded = 0

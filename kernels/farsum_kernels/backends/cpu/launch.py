@@ -142,8 +142,10 @@ class Kernel:
         tables = dense_tables(layout, Extent(over_j.n, 0, over_j.batch), 1)
         return Ground(dense.plan, dense.offsets, *tables)
 
-    def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch | CulledLaunch:
-        """Bind arrays of the right shapes and dtype; what need not be computed is left out."""
+    def launch(
+        self, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None = None
+    ) -> Launch | CulledLaunch:
+        """Bind arrays of the right shapes and dtype; what need not be computed is left out. Copies nothing by digest."""
         return culled_launch(self, arrays, extent) or self.bind(arrays, extent)
 
     def bind(self, arrays: Mapping[int, Array], extent: Extent, culled: bool = False) -> Launch:

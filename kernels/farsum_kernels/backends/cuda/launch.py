@@ -14,6 +14,7 @@ from farsum_kernels.backends import culling
 from farsum_kernels.backends.cuda.device import Driver
 from farsum_kernels.backends.cuda.layout import UNROLL, Layout, choose, layouts_for
 from farsum_kernels.backends.cuda.pieces import Pieces
+from farsum_kernels.backends.cuda.resident import Resident
 from farsum_kernels.backends.cuda.skeleton import kernel_text
 from farsum_kernels.backends.cuda.tables import CUDA
 from farsum_kernels.backends.cuda.variant import AHEAD, Variant
@@ -34,10 +35,14 @@ SMALL = 4  # a job below this part of what states may take is tried without aski
 
 
 class Kernel:
-    """A reduction, compiled for one device. Holds no data; any number of launches may use it."""
+    """A reduction, compiled for one device. Holds no data; any number of launches may use it.
 
-    def __init__(self, spec: Spec, driver: Driver) -> None:
+    resident   arrays that stay on that device, shared by all kernels there
+    """
+
+    def __init__(self, spec: Spec, driver: Driver, resident: Resident | None = None) -> None:
         self.spec, self.driver = spec, driver
+        self.resident = resident or Resident(driver, 0)
         self.parts = spec.over_j()
         wants = [
             Want(simplified(part.formula), part.weight and simplified(part.weight), part.rule.additive)
@@ -85,33 +90,45 @@ class Kernel:
         over_j = reduced_over_j(self.spec, extent)
         return self.variant_for(over_j).plan(over_j)
 
-    def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch | Pieces | CulledLaunch:
+    def launch(
+        self, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None = None
+    ) -> Launch | Pieces | CulledLaunch:
         """Bind arrays of the right shapes and dtype; what need not be computed is left out."""
         try:
             culled = culled_launch(self, arrays, extent)
         except DeviceFull:
             culled = None  # in order it takes more than as it is
-        return culled or self.bind(arrays, extent)
+        return culled or self.bind(arrays, extent, digests=digests)
 
-    def bind(self, arrays: Mapping[int, Array], extent: Extent, culled: bool = False) -> Any:
+    def bind(
+        self,
+        arrays: Mapping[int, Array],
+        extent: Extent,
+        culled: bool = False,
+        digests: Mapping[int, bytes] | None = None,
+    ) -> Any:
         """The same, with every pair that the arrays ask for; `culled` says that little is left of a job.
 
         A job that does not fit on the device goes there in pieces. Raises DeviceFull only for a culled one.
         """
         over_j = reduced_over_j(self.spec, extent)
         held = [np.ascontiguousarray(arrays[index]) for index in self.indices]
+        keys = [digests.get(index) for index in self.indices] if digests else [None] * len(held)
         blocks = None
         if RANGES[0] in arrays:
             blocks = [arrays[place] for place in (RANGES[:3] if self.spec.axis == 1 else RANGES[3:])]
         variant = self.variant(self._culled) if culled else self.variant_for(over_j)
         made, driver = made_by(self.spec, extent), self.driver
         if culled or self._fits(variant, held, over_j, made):
-            try:
-                return Launch(self, variant, held, extent, made, blocks)
-            except DeviceFull:
-                if culled:
-                    raise
-        # What the attempt had taken is free only here.
+            attempt = self, variant, held, keys, extent, made, blocks
+            bound = _whole(*attempt)
+            if bound is None and self.resident.evict():
+                bound = _whole(*attempt)
+            if bound is not None:
+                return bound
+        if culled:
+            raise DeviceFull("a culled job, whose arrays are put in order first, does not fit on the device")
+        self.resident.evict()
         for known in self._variants.values():
             known.forget()
         driver.release()
@@ -131,7 +148,10 @@ class Kernel:
             return True
         plan = variant.plan(over_j)
         states = plan.tasks * variant.layout.task_rows * variant.layout.threads_j * variant.state_bytes
-        return sum(a.nbytes for a in held) + outputs + states + 40 * plan.tasks <= self.driver.room()
+        return (
+            sum(a.nbytes for a in held) + outputs + states + 40 * plan.tasks
+            <= self.driver.room() + self.resident.idle_bytes()
+        )
 
     def inputs(self, arrays: Mapping[int, Array]) -> list[Array]:
         """The inputs by slot on the host, in the dtype of the arithmetic."""
@@ -155,6 +175,7 @@ class Kernel:
 class Launch:
     """One job that fits on the device: its arrays, its slices, its states.
 
+    digests              of the inputs by slot, those that the device may keep
     held, made, blocks   as in `Pieces`
     """
 
@@ -163,6 +184,7 @@ class Launch:
         kernel: Kernel,
         variant: Variant,
         held: Sequence[Array],
+        digests: Sequence[bytes | None],
         extent: Extent,
         made: Sequence[tuple[tuple[int, ...], str]],
         blocks: Sequence[Array] | None,
@@ -178,7 +200,10 @@ class Launch:
             self._ground = variant.sparse_ground(shapes, over_j, blocks)
         self.plan = self._ground.plan
         driver = kernel.driver
-        self._inputs = [driver.upload(a) for a in held]
+        self._leases = [kernel.resident.lease(a, digest) for a, digest in zip(held, digests, strict=True)]
+        self._inputs = [lease.buffer for lease in self._leases]
+        found = sum(lease.found for lease in self._leases)
+        self._found = {"resident": f"{found} of {len(held)} arrays"} if found else {}
         self._states = variant.states(self._ground)
         # All that a job takes it takes here, so that none fails for want of memory once it is under way.
         self._outputs = [driver.empty(prod(shape), dtype) for shape, dtype in self._made]
@@ -189,7 +214,7 @@ class Launch:
     @property
     def words(self) -> Mapping[str, str]:
         """The plan in words."""
-        return self._ground.words
+        return {**self._ground.words, **self._found}
 
     @property
     def share(self) -> float:
@@ -222,6 +247,7 @@ class Launch:
             for buffer, array in zip(self._outputs, out, strict=True):
                 self._kernel.driver.download(buffer, array)
         self._states = self._inputs = self._outputs = []
+        self._leases = []
         return tuple(out)
 
     def worst(self) -> Array:
@@ -232,6 +258,14 @@ class Launch:
         # Each part of a row has a list of its own: the best of their last values is reached by all of them together.
         worst: Array = values[-1].min(axis=0)
         return worst
+
+
+def _whole(*attempt: Any) -> Launch | None:
+    """A launch; None if it does not fit, and then all that the attempt had taken is free again."""
+    try:
+        return Launch(*attempt)
+    except DeviceFull:
+        return None
 
 
 def made_by(spec: Spec, extent: Extent) -> list[tuple[tuple[int, ...], str]]:
