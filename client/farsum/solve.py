@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from farsum.arrays import Array, as_numbers, as_reals, checked, described, is_complex, is_number
-from farsum.compute import check_backend
+from farsum.compute import device_of
 from farsum.genred import Genred, common_dtype
 from farsum.systems import System, cap_of, positive, ridge_of, widened
 from farsum.tensors import is_array, is_tensor, recast, to_numpy, to_tensor
@@ -200,13 +200,13 @@ class KernelSolve:
         Raises ShapeError or DtypeError, naming the argument, before anything is sent; SolverDidNotConverge,
         with the iterate and the residuals; DeadlineExceeded.
         """
-        check_backend(backend)
+        device = device_of(backend, device_id)
         held = self._checked(args)
         place = self._solved.index
         arrays, dtype = self._sum.typed(held)
         pairs = is_complex(args[place])
         options = {"eps": eps, "max_iterations": max_iterations, "method": method, "precond": precond}
-        system = System(self._sum.computation, place, dtype, options, ranges, deadline_s, keep)
+        system = System(self._sum.computation, place, dtype, options, ranges, deadline_s, keep, device)
         try:
             a = system.solved(arrays, alpha)
         except SolverDidNotConverge as error:
