@@ -7,6 +7,7 @@ from typing import Any
 from farsum_kernels.backends.cuda.driver import CudaDriver
 from farsum_kernels.backends.cuda.launch import Kernel
 from farsum_kernels.backends.cuda.resident import Resident
+from farsum_kernels.backends.cuda.tune import Tuner, wanted
 from farsum_kernels.job import Spec
 
 RESIDENT_SHARE = (
@@ -26,7 +27,8 @@ class CudaBackend:
     def __init__(self, number: int = 0, driver: Any = None) -> None:
         self._driver = driver or CudaDriver(number)
         self.name = f"{self._driver.name} (cuda:{number}, compute capability {self._driver.arch / 10})"
+        self._tuner = Tuner(self._driver.name) if wanted() else None
         self._resident = Resident(self._driver, self._driver.total_bytes // RESIDENT_SHARE)
 
     def compile(self, spec: Spec) -> Kernel:
-        return Kernel(spec, self._driver, self._resident)
+        return Kernel(spec, self._driver, self._resident, self._tuner)

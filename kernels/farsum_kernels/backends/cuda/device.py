@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ class Driver(Protocol):
     `upload`, `empty` and `load` raise DeviceFull when there is no room.
     """
 
+    name: str
     gpu: Gpu
 
     def load(self, source: str) -> Module:
@@ -52,6 +53,10 @@ class Driver(Protocol):
 
     def wait(self, mark: Any) -> None:
         """Until the device has come to a mark. Raises what went wrong before it."""
+        ...
+
+    def timed(self, queue: Callable[[], None]) -> float:
+        """Seconds that the device takes for what is queued by a call; waits for it."""
         ...
 
     def room(self) -> int:

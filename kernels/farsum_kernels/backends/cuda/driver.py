@@ -6,7 +6,7 @@ Every failure of CUDA is translated here. After a fault nothing on the device wo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from farsum_kernels.backends.cuda import nvrtc
 from farsum_kernels.backends.cuda.installed import device_count, open_cupy
 from farsum_kernels.backends.cuda.layout import Gpu
+from farsum_kernels.backends.cuda.modules import Modules
 from farsum_kernels.errors import DeviceFault, DeviceFull, DeviceMissing
 
 Array = NDArray[Any]
 
 LANES = 128  # multiply-adds of one processor in one cycle
 STATE_SHARE = 4  # states of a job take at most this part of the device's memory
-MAX_MODULES = (
-    512  # loaded at once: CuPy remembers every module, so past this all are dropped and loaded on demand
-)
+MAX_MODULES = 512  # loaded at once
 
 _MEMORY = 2
 
@@ -72,8 +71,7 @@ class CudaDriver:
         nvrtc.compiler()
         # CuPy loads from a path, and a path that it has seen must never hold other bytes.
         self._folder = tempfile.TemporaryDirectory(prefix="farsum-cubin-")
-        self._functions: dict[tuple[Path, str], Any] = {}
-        self._loaded: dict[Path, Any] = {}
+        self._modules = Modules(lambda path: cupy.RawModule(path=str(path)), self._unload, MAX_MODULES)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -106,19 +104,9 @@ class CudaDriver:
             path.write_bytes(code)
         return CudaModule(self, path)
 
-    def _function(self, path: Path, name: str) -> Any:
-        if (path, name) not in self._functions:
-            if path not in self._loaded:
-                if len(self._loaded) >= MAX_MODULES:
-                    self._drop_modules()
-                self._loaded[path] = self._cupy.RawModule(path=str(path))
-            self._functions[path, name] = self._loaded[path].get_function(name)
-        return self._functions[path, name]
-
-    def _drop_modules(self) -> None:
+    def _unload(self) -> None:
+        # CuPy memoises modules by their path; a kernel must not run when its code goes.
         self._stream.synchronize()
-        self._functions.clear()
-        self._loaded.clear()
         self._cupy.clear_memo()
 
     def launch(
@@ -133,7 +121,7 @@ class CudaDriver:
         """Queue a kernel; see `Module.launch`."""
         with self._translated(), self._cupy.cuda.Device(self.number), self._stream:
             pointers = tuple(np.int64(0) if a is None else a for a in args)
-            self._function(path, name)(grid, block, pointers, shared_mem=shared)
+            self._modules.function(path, name)(grid, block, pointers, shared_mem=shared)
 
     # ── memory ────────────────────────────────────────────────────────────────────────────────────
 
@@ -148,6 +136,16 @@ class CudaDriver:
                 self.release()
                 memory = self._pool.malloc(size)
             return cupy.ndarray(max(1, count), dtype, memory)
+
+    def timed(self, queue: Callable[[], None]) -> float:
+        """Seconds that the device takes for what is queued by a call; waits for it."""
+        with self._translated(), self._cupy.cuda.Device(self.number):
+            begin, end = (self._cupy.cuda.Event() for _ in range(2))
+            begin.record(self._stream)
+            queue()
+            end.record(self._stream)
+            end.synchronize()
+            return float(self._cupy.cuda.get_elapsed_time(begin, end)) / 1e3
 
     def room(self) -> int:
         """Bytes that `empty` can still give: what is free on the device, and what earlier jobs left in the pool."""
@@ -164,13 +162,13 @@ class CudaDriver:
         """A copy of a C-ordered array on the device."""
         buffer = self.empty(array.size, array.dtype.name)
         if array.size:
-            with self._translated():
+            with self._translated(), self._cupy.cuda.Device(self.number):
                 buffer.set(np.ascontiguousarray(array).reshape(-1), stream=self._stream)
         return buffer
 
     def download(self, buffer: Any, into: Array) -> None:
         """Wait for all that was queued and copy a buffer into a C-ordered array."""
-        with self._translated():
+        with self._translated(), self._cupy.cuda.Device(self.number):
             values = self._cupy.asnumpy(buffer, stream=self._stream, order="C")
             self._stream.synchronize()
         into.reshape(-1)[:] = values[: into.size]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from math import prod
+from collections.abc import Callable, Mapping, Sequence
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from farsum_kernels.backends.cuda.pieces import Pieces
 from farsum_kernels.backends.cuda.resident import Resident
 from farsum_kernels.backends.cuda.skeleton import kernel_text
 from farsum_kernels.backends.cuda.tables import CUDA
+from farsum_kernels.backends.cuda.tune import Tuner
 from farsum_kernels.backends.cuda.variant import AHEAD, Variant
 from farsum_kernels.backends.culled import CulledLaunch, culled_launch
 from farsum_kernels.backends.tables import as_numbers, reduced_over_j
@@ -31,6 +32,7 @@ Array = NDArray[Any]
 
 MAX_SOURCE_BYTES = 4 << 20
 MAX_INT32, MAX_FLOAT32 = (1 << 31) - 1, 1 << 24
+WORTH_TUNING_S = 0.005  # shorter jobs are not worth trying
 SMALL = 4  # a job below this part of what states may take is tried without asking for room
 
 
@@ -38,10 +40,13 @@ class Kernel:
     """A reduction, compiled for one device. Holds no data; any number of launches may use it.
 
     resident   arrays that stay on that device, shared by all kernels there
+    tuner      tries layouts instead of going by their sizes
     """
 
-    def __init__(self, spec: Spec, driver: Driver, resident: Resident | None = None) -> None:
-        self.spec, self.driver = spec, driver
+    def __init__(
+        self, spec: Spec, driver: Driver, resident: Resident | None = None, tuner: Tuner | None = None
+    ) -> None:
+        self.spec, self.driver, self.tuner = spec, driver, tuner
         self.resident = resident or Resident(driver, 0)
         self.parts = spec.over_j()
         wants = [
@@ -56,7 +61,7 @@ class Kernel:
         self.indices = [v.params[0] for v in self.program.slots]
         self.points = culling.cullable(self.program, self.parts)
         self._variants: dict[int, Variant] = {}
-        self._numbers_rows = any(instr.prim is Prim.ROW for instr in self.program.code)
+        self.numbers_rows = any(instr.prim is Prim.ROW for instr in self.program.code)
         self.variant(0)  # what is too large, or no kernel at all, is known before any array arrives
 
     def variant(self, place: int) -> Variant:
@@ -76,7 +81,7 @@ class Kernel:
             raise FormulaTooLarge(
                 f"{max(extent.m, extent.n)} rows along one axis; a device counts to {MAX_INT32}: cut the job in two"
             )
-        if self.computed == "float32" and self._numbers_rows and max(extent.m, extent.n) > MAX_FLOAT32:
+        if self.computed == "float32" and self.numbers_rows and max(extent.m, extent.n) > MAX_FLOAT32:
             raise FormulaTooLarge(
                 f"row numbers up to {max(extent.m, extent.n)} in a formula need float64 arrays; "
                 f"float32 is exact to {MAX_FLOAT32}"
@@ -124,6 +129,8 @@ class Kernel:
             bound = _whole(*attempt)
             if bound is None and self.resident.evict():
                 bound = _whole(*attempt)
+            if bound is not None and self.tuner and blocks is None and len(self.layouts) > 1:
+                bound = self._tuned(self.tuner, bound, attempt)
             if bound is not None:
                 return bound
         if culled:
@@ -133,6 +140,26 @@ class Kernel:
             known.forget()
         driver.release()
         return Pieces(self, held, extent, made, blocks, driver.room())
+
+    def _tuned(self, tuner: Tuner, bound: Launch, attempt: tuple[Any, ...]) -> Launch:
+        """The same job with the fastest layout, as far as layouts fit on the device."""
+        over_j = reduced_over_j(self.spec, bound.extent)
+        if self.seconds(over_j) < WORTH_TUNING_S:
+            return bound
+
+        untuned = choose(self.layouts, over_j.m)
+
+        def trial(place: int) -> Callable[[], float]:
+            def run() -> float:
+                launch = bound if place == untuned else _whole(self, self.variant(place), *attempt[2:])
+                return launch.try_out() if launch else inf
+
+            return run
+
+        place = tuner.layout(self.spec, over_j, untuned, [trial(n) for n in range(len(self.layouts))])
+        if place == untuned:
+            return bound
+        return _whole(self, self.variant(place), *attempt[2:]) or bound
 
     def _fits(
         self,
@@ -190,7 +217,7 @@ class Launch:
         blocks: Sequence[Array] | None,
     ) -> None:
         kernel.check_indices(extent)
-        self._kernel, self._extent, self._made = kernel, extent, made
+        self._kernel, self.extent, self._made = kernel, extent, made
         self._over_j = over_j = reduced_over_j(kernel.spec, extent)
         self._variant = variant
         shapes = tuple(a.shape for a in held)
@@ -231,6 +258,14 @@ class Launch:
             self._finished = number
         return self.share
 
+    def try_out(self) -> float:
+        """Run a slice for nothing but the time it takes: seconds for each pair."""
+        ground = self._ground
+        end = max(1, ground.tasks // self.plan.slices)
+        args = ground, ground.tables, self._inputs, self._states, 0, end
+        seconds = self._kernel.driver.timed(lambda: self._variant.reduce(*args))
+        return seconds * ground.tasks / end / max(1, self.plan.pairs)
+
     def _queue_slice(self) -> None:
         slices, ground = self.plan.slices, self._ground
         first, end = ground.tasks * self._done // slices, ground.tasks * (self._done + 1) // slices
@@ -241,7 +276,7 @@ class Launch:
     def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
         """Merge and finish the states of a job that is done; results in new arrays, or in those given."""
         out = list(into) if into else [np.empty(shape, dtype) for shape, dtype in self._made]
-        rows = prod(self._extent.batch) * self._over_j.m
+        rows = prod(self.extent.batch) * self._over_j.m
         if rows:
             self._variant.combine(self._ground, self._states, self._outputs, rows, self._over_j.m)
             for buffer, array in zip(self._outputs, out, strict=True):
