@@ -31,4 +31,4 @@ class CudaBackend:
         self._resident = Resident(self._driver, self._driver.total_bytes // RESIDENT_SHARE)
 
     def compile(self, spec: Spec) -> Kernel:
-        return Kernel(spec, self._driver, self._resident, self._tuner)
+        return Kernel(spec, self._driver, resident=self._resident, tuner=self._tuner)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from farsum_kernels.backends.cuda.emit import TYPES, run_rule
 from farsum_kernels.backends.cuda.layout import MAX_LIST_SPLITS, Layout
-from farsum_kernels.backends.cuda.skeleton import ELEMENTS, SCALARS, Skeleton
+from farsum_kernels.backends.cuda.skeleton import Skeleton
+from farsum_kernels.backends.cuda.sources import ELEMENTS, SCALARS
 from farsum_kernels.backends.cuda.text import Source, Value, literal
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.job import Part

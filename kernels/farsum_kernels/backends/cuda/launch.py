@@ -11,11 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends import culling
+from farsum_kernels.backends.cuda.bilinear import bilinear
 from farsum_kernels.backends.cuda.device import Driver
-from farsum_kernels.backends.cuda.layout import UNROLL, Layout, choose, layouts_for
+from farsum_kernels.backends.cuda.filtered import FilteredLaunch, filtered_launch
+from farsum_kernels.backends.cuda.layout import (
+    DIRECT,
+    FILTER,
+    FILTER_LAYOUT,
+    UNROLL,
+    Layout,
+    choose,
+    filter_pays,
+    layouts_for,
+)
 from farsum_kernels.backends.cuda.pieces import Pieces
 from farsum_kernels.backends.cuda.resident import Resident
-from farsum_kernels.backends.cuda.skeleton import kernel_text
+from farsum_kernels.backends.cuda.sources import kernel_text
 from farsum_kernels.backends.cuda.tables import CUDA
 from farsum_kernels.backends.cuda.tune import Tuner
 from farsum_kernels.backends.cuda.variant import AHEAD, Variant
@@ -39,14 +50,20 @@ SMALL = 4  # a job below this part of what states may take is tried without aski
 class Kernel:
     """A reduction, compiled for one device. Holds no data; any number of launches may use it.
 
+    path       DIRECT or FILTER where there is a choice; None leaves it to the cost model
     resident   arrays that stay on that device, shared by all kernels there
     tuner      tries layouts instead of going by their sizes
     """
 
     def __init__(
-        self, spec: Spec, driver: Driver, resident: Resident | None = None, tuner: Tuner | None = None
+        self,
+        spec: Spec,
+        driver: Driver,
+        path: str | None = None,
+        resident: Resident | None = None,
+        tuner: Tuner | None = None,
     ) -> None:
-        self.spec, self.driver, self.tuner = spec, driver, tuner
+        self.spec, self.driver, self._path, self.tuner = spec, driver, path, tuner
         self.resident = resident or Resident(driver, 0)
         self.parts = spec.over_j()
         wants = [
@@ -57,6 +74,9 @@ class Kernel:
         self.computed = COMPUTED_IN[spec.dtype]
         self.dtype = np.dtype(self.computed)
         self.layouts = layouts_for(self.program, self.parts, np.dtype(self.computed).itemsize)
+        self.bilinear = bilinear(self.program, self.parts) if self.computed == "float32" else None
+        if self.bilinear:
+            self.layouts = (*self.layouts, FILTER_LAYOUT)
         self.work_per_pair = self.program.flops_per_pair()
         self.indices = [v.params[0] for v in self.program.slots]
         self.points = culling.cullable(self.program, self.parts)
@@ -67,7 +87,9 @@ class Kernel:
     def variant(self, place: int) -> Variant:
         """The kernel for one of the layouts, compiled now if it is new."""
         if place not in self._variants:
-            text = kernel_text(self.program, self.parts, self.spec.dtype, self.computed, self.layouts[place])
+            text = kernel_text(
+                self.program, self.parts, self.spec.dtype, self.computed, self.layouts[place], self.bilinear
+            )
             if len(text.source) > MAX_SOURCE_BYTES:
                 raise FormulaTooLarge(
                     f"the formula is {len(text.source)} bytes of CUDA C++; at most {MAX_SOURCE_BYTES} are allowed"
@@ -88,78 +110,118 @@ class Kernel:
             )
 
     def variant_for(self, over_j: Extent) -> Variant:
-        return self.variant(choose(self.layouts, over_j.m))
+        """The kernel that computes every pair of a job of these sizes."""
+        return self.variant(choose(self.direct, over_j.m))
+
+    @property
+    def direct(self) -> list[Layout]:
+        """The layouts that compute every pair; they come first."""
+        return [layout for layout in self.layouts if layout.path == DIRECT]
+
+    def filters(self, over_j: Extent) -> bool:
+        """Is a dense job of these sizes done by way of the filter?"""
+        if self.bilinear is None or over_j.batch or not over_j.pairs or self._path == DIRECT:
+            return False
+        sizes = self.bilinear.dim, self.parts[0].k, over_j.m, over_j.n
+        return self._path == FILTER or filter_pays(*sizes, self.driver.gpu)
+
+    @property
+    def filter(self) -> Variant:
+        """The kernel with the filter; there is one only if `bilinear` is set."""
+        return self.variant(len(self.layouts) - 1)
 
     def plan(self, extent: Extent) -> Plan[Layout]:
         """How a job of these sizes would be cut up."""
         over_j = reduced_over_j(self.spec, extent)
-        return self.variant_for(over_j).plan(over_j)
+        return (self.filter if self.filters(over_j) else self.variant_for(over_j)).plan(over_j)
 
     def launch(
         self, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None = None
-    ) -> Launch | Pieces | CulledLaunch:
+    ) -> Launch | Pieces | CulledLaunch | FilteredLaunch:
         """Bind arrays of the right shapes and dtype; what need not be computed is left out."""
         try:
             culled = culled_launch(self, arrays, extent)
         except DeviceFull:
             culled = None  # in order it takes more than as it is
-        return culled or self.bind(arrays, extent, digests=digests)
+        return (
+            culled
+            or filtered_launch(self, arrays, extent, digests)
+            or self.bind(arrays, extent, digests=digests)
+        )
 
-    def bind(
+    def bind_culled(self, arrays: Mapping[int, Array], extent: Extent) -> Launch:
+        """The same for blocks of few rows, which are what is left of a job. Raises DeviceFull."""
+        return self.bind_whole(arrays, extent, self.variant(self._culled))
+
+    def bind_whole(
         self,
         arrays: Mapping[int, Array],
         extent: Extent,
-        culled: bool = False,
+        variant: Variant,
         digests: Mapping[int, bytes] | None = None,
-    ) -> Any:
-        """The same, with every pair that the arrays ask for; `culled` says that little is left of a job.
+    ) -> Launch:
+        """The same with one of the kernels. Raises DeviceFull where the job as a whole does not fit on the device."""
+        attempt = self, variant, *self._bound(arrays, extent, digests)
+        launch = _whole(*attempt)
+        if launch is None and self.resident.evict():
+            launch = _whole(*attempt)
+        if launch is None:
+            raise DeviceFull("the job, with what is made for it beforehand, does not fit on the device")
+        return launch
 
-        A job that does not fit on the device goes there in pieces. Raises DeviceFull only for a culled one.
-        """
+    def bind(
+        self, arrays: Mapping[int, Array], extent: Extent, *, digests: Mapping[int, bytes] | None = None
+    ) -> Launch | Pieces:
+        """The same, with every pair that the arrays ask for; in pieces, where they do not fit on the device together."""
         over_j = reduced_over_j(self.spec, extent)
-        held = [np.ascontiguousarray(arrays[index]) for index in self.indices]
-        keys = [digests.get(index) for index in self.indices] if digests else [None] * len(held)
-        blocks = None
-        if RANGES[0] in arrays:
-            blocks = [arrays[place] for place in (RANGES[:3] if self.spec.axis == 1 else RANGES[3:])]
-        variant = self.variant(self._culled) if culled else self.variant_for(over_j)
-        made, driver = made_by(self.spec, extent), self.driver
-        if culled or self._fits(variant, held, over_j, made):
-            attempt = self, variant, held, keys, extent, made, blocks
-            bound = _whole(*attempt)
-            if bound is None and self.resident.evict():
-                bound = _whole(*attempt)
-            if bound is not None and self.tuner and blocks is None and len(self.layouts) > 1:
-                bound = self._tuned(self.tuner, bound, attempt)
-            if bound is not None:
-                return bound
-        if culled:
-            raise DeviceFull("a culled job, whose arrays are put in order first, does not fit on the device")
+        variant, bound = self.variant_for(over_j), self._bound(arrays, extent, digests)
+        held, _, _, made, blocks = bound
+        if self._fits(variant, held, over_j, made):
+            launch = _whole(self, variant, *bound)
+            if launch is None and self.resident.evict():
+                launch = _whole(self, variant, *bound)
+            if launch and self.tuner and blocks is None and len(self.direct) > 1:
+                launch = self._tuned(self.tuner, launch, bound)
+            if launch:
+                return launch
         self.resident.evict()
         for known in self._variants.values():
             known.forget()
-        driver.release()
-        return Pieces(self, held, extent, made, blocks, driver.room())
+        self.driver.release()
+        return Pieces(self, held, extent, made, blocks, self.driver.room())
 
-    def _tuned(self, tuner: Tuner, bound: Launch, attempt: tuple[Any, ...]) -> Launch:
+    def _bound(
+        self, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None
+    ) -> tuple[
+        list[Array], list[bytes | None], Extent, list[tuple[tuple[int, ...], str]], list[Array] | None
+    ]:
+        """The inputs by slot, their digests, the extent, the results, and the blocks of ranges."""
+        held = [np.ascontiguousarray(arrays[index]) for index in self.indices]
+        keys = [(digests or {}).get(index) for index in self.indices]
+        blocks = None
+        if RANGES[0] in arrays:
+            blocks = [arrays[place] for place in (RANGES[:3] if self.spec.axis == 1 else RANGES[3:])]
+        return held, keys, extent, made_by(self.spec, extent), blocks
+
+    def _tuned(self, tuner: Tuner, launch: Launch, bound: tuple[Any, ...]) -> Launch:
         """The same job with the fastest layout, as far as layouts fit on the device."""
-        over_j = reduced_over_j(self.spec, bound.extent)
+        over_j = reduced_over_j(self.spec, launch.extent)
         if self.seconds(over_j) < WORTH_TUNING_S:
-            return bound
+            return launch
 
-        untuned = choose(self.layouts, over_j.m)
+        untuned = choose(self.direct, over_j.m)
 
         def trial(place: int) -> Callable[[], float]:
             def run() -> float:
-                launch = bound if place == untuned else _whole(self, self.variant(place), *attempt[2:])
-                return launch.try_out() if launch else inf
+                own = launch if place == untuned else _whole(self, self.variant(place), *bound)
+                return own.try_out() if own else inf
 
             return run
 
-        place = tuner.layout(self.spec, over_j, untuned, [trial(n) for n in range(len(self.layouts))])
+        place = tuner.layout(self.spec, over_j, untuned, [trial(n) for n in range(len(self.direct))])
         if place == untuned:
-            return bound
-        return _whole(self, self.variant(place), *attempt[2:]) or bound
+            return launch
+        return _whole(self, self.variant(place), *bound) or launch
 
     def _fits(
         self,
@@ -191,7 +253,7 @@ class Kernel:
     @property
     def _culled(self) -> int:
         # Tasks of few rows have small boxes; those of the smallest layout keep too few threads busy.
-        return min(1, len(self.layouts) - 1)
+        return min(1, len(self.direct) - 1)
 
     @property
     def culled_rows(self) -> int:
@@ -228,12 +290,13 @@ class Launch:
         self.plan = self._ground.plan
         driver = kernel.driver
         self._leases = [kernel.resident.lease(a, digest) for a, digest in zip(held, digests, strict=True)]
-        self._inputs = [lease.buffer for lease in self._leases]
+        self.inputs = [lease.buffer for lease in self._leases]
         found = sum(lease.found for lease in self._leases)
         self._found = {"resident": f"{found} of {len(held)} arrays"} if found else {}
         self._states = variant.states(self._ground)
         # All that a job takes it takes here, so that none fails for want of memory once it is under way.
         self._outputs = [driver.empty(prod(shape), dtype) for shape, dtype in self._made]
+        self.more: list[Any] = []  # arguments of kernels that take more than others
         self._done = 0
         self._ahead: deque[tuple[int, Any]] = deque()
         self._finished = 0
@@ -262,7 +325,7 @@ class Launch:
         """Run a slice for nothing but the time it takes: seconds for each pair."""
         ground = self._ground
         end = max(1, ground.tasks // self.plan.slices)
-        args = ground, ground.tables, self._inputs, self._states, 0, end
+        args = ground, ground.tables, self.inputs, self._states, 0, end
         seconds = self._kernel.driver.timed(lambda: self._variant.reduce(*args))
         return seconds * ground.tasks / end / max(1, self.plan.pairs)
 
@@ -270,7 +333,7 @@ class Launch:
         slices, ground = self.plan.slices, self._ground
         first, end = ground.tasks * self._done // slices, ground.tasks * (self._done + 1) // slices
         self._done += 1
-        self._variant.reduce(ground, ground.tables, self._inputs, self._states, first, end)
+        self._variant.reduce(ground, ground.tables, self.inputs, self._states, first, end, self.more)
         self._ahead.append((self._done, self._kernel.driver.mark()))
 
     def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
@@ -281,7 +344,7 @@ class Launch:
             self._variant.combine(self._ground, self._states, self._outputs, rows, self._over_j.m)
             for buffer, array in zip(self._outputs, out, strict=True):
                 self._kernel.driver.download(buffer, array)
-        self._states = self._inputs = self._outputs = []
+        self._states = self.inputs = self._outputs = []
         self._leases = []
         return tuple(out)
 

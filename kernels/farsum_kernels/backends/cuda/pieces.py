@@ -176,8 +176,8 @@ class Pieces:
                 inputs = self._feeds[k % 2].fill(inputs, unit, c0, c1)
             first = ground.tasks // ground.plan.splits if carried else 0
             for s in range(ground.plan.slices):
-                ends = [first + (ground.tasks - first) * t // ground.plan.slices for t in (s, s + 1)]
-                variant.reduce(ground, tables[k], inputs, states[0], *ends)
+                start, end = (first + (ground.tasks - first) * t // ground.plan.slices for t in (s, s + 1))
+                variant.reduce(ground, tables[k], inputs, states[0], start, end)
                 marks.append(driver.mark())
                 if len(marks) > AHEAD:
                     driver.wait(marks.popleft())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from farsum_kernels.backends.cuda.device import Driver, Module
 from farsum_kernels.backends.cuda.fold import fold_text
 from farsum_kernels.backends.cuda.layout import Layout, plan_for
-from farsum_kernels.backends.cuda.skeleton import Text
+from farsum_kernels.backends.cuda.sources import Text
 from farsum_kernels.backends.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.job import Extent
@@ -114,10 +114,11 @@ class Variant:
         states: Sequence[Any],
         first: int,
         end: int,
+        more: Sequence[Any] = (),
     ) -> None:
-        """Queue the tasks from `first` to before `end`."""
+        """Queue the tasks from `first` to before `end`; `more` are arguments of kernels that take more than others."""
         if end > first:
-            args = [*inputs, *tables, *states, np.int64(first), np.int64(ground.tasks)]
+            args = [*inputs, *tables, *states, np.int64(first), np.int64(ground.tasks), *more]
             grid = end - first, self.text.chunks
             self.module.launch("reduce", grid, (self.layout.threads, 1), 0, args)
 
