@@ -292,7 +292,8 @@ class _Feed:
 
     def __init__(self, pieces: Pieces, extent: Extent) -> None:
         self._pieces, driver = pieces, pieces._kernel.driver
-        self.used: Any = None  # when the device has done with it
+        # When the device has done with it: at first, with whatever had this memory before.
+        self.used: Any = driver.mark()
         self._sent: list[Any] = []
         longest = max(end - start for start, end in edges(extent.n, pieces._cut.columns))
         self._slots = [s for s, v in enumerate(pieces._kernel.program.slots) if v.params[2] == J]
