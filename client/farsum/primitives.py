@@ -41,7 +41,7 @@ class Asked:
             held = np.ascontiguousarray(call.ranges[place])
             digest.update(f"{place}|{held.shape}|".encode())
             digest.update(held.data)
-        self._key = spec, call.deadline_s, digest.digest()
+        self._key = spec, call.deadline_s, call.device, digest.digest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Asked) and self._key == other._key
@@ -65,7 +65,8 @@ def reduced(spec: Spec, arrays: Mapping[int, Any], call: Call) -> tuple[Tensor, 
     """
     ranges = {place: arrays[place] for place in RANGES if place in arrays} or call.ranges
     held = [x if is_jax(x := arrays[n]) else jnp.asarray(x) for n in spec.inputs]
-    return tuple(reduce_p.bind(*held, job=Asked(spec, Call(call.deadline_s, ranges=ranges))))
+    asked = Asked(spec, Call(call.deadline_s, ranges=ranges, device=call.device))
+    return tuple(reduce_p.bind(*held, job=asked))
 
 
 # ── values ────────────────────────────────────────────────────────────────────────────────────────

@@ -96,7 +96,8 @@ def _tangent(
     rhs = jnp.zeros_like(a) if isinstance(of_b, ad.Zero) else of_b
     moved = {n: u for n, u in given.items() if not isinstance(u, ad.Zero)}
     if moved:
-        spec, call = system.computation.spec(system.dtype), Call(ranges=as_ranges(system.ranges))
+        spec = system.computation.spec(system.dtype)
+        call = Call(ranges=as_ranges(system.ranges), device=system.device)
         (change,) = push(spec, call, {**arrays, system.unknown: a}, [None], moved, [a])
         rhs = rhs - change
     if alpha is None and not isinstance(of_alpha, ad.Zero):

@@ -213,6 +213,21 @@ def test_chosen_pairs() -> None:
     close(jax.jit(lambda x: ours(x, mask="causal"))(x), (d * lower).sum(1, keepdims=True), 1e-5)
 
 
+def test_the_device_that_a_call_asks_for_goes_with_its_derivatives() -> None:
+    x, y, *_ = inputs()
+
+    def ours(x: Any) -> Any:
+        return (-Vi(x).sqdist(Vj(y))).exp().sum(axis=1, backend="CPU").sum()
+
+    asked = [
+        e.params["job"].call.device
+        for e in jax.make_jaxpr(jax.value_and_grad(ours))(x).eqns
+        if e.primitive.name == "farsum_reduce"
+    ]
+    assert asked == ["cpu", "cpu"]
+    close(jax.jit(ours)(x), np.exp(-squares(*host()[:2])).sum(), 1e-5)
+
+
 def test_clusters() -> None:
     x = jnp.array([[0.1, 0.1], [5.2, 5.1], [0.3, 0.2], [5.3, 5.4]])
     labels = grid_cluster(x, 1.0)
