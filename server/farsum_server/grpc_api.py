@@ -244,8 +244,9 @@ class Api:
     async def download(self, data: bytes, context: Context) -> None:
         from farsum_proto.tensor import chunks_of
 
-        async with self._daemon.download(wire.decode_download(data)) as (header, body):
-            await _write_all(context, chunks_of(header, body))
+        what, offset = wire.decode_download(data)
+        async with self._daemon.download(what) as (header, body):
+            await _write_all(context, chunks_of(header, body, offset))
 
 
 async def _write_all(context: Context, chunks: Iterator[bytes]) -> None:
