@@ -19,7 +19,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from farsum_kernels.errors import FarsumError, WireError
 from farsum_proto import wire
 from farsum_server.clients import Client
-from farsum_server.daemon import Begun, Daemon, internal
+from farsum_server.daemon import Daemon, internal
+from farsum_server.jobs import Begun
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Handler = Callable[[Any, Any], Awaitable[Any]]
