@@ -162,7 +162,8 @@ class Session:
         while True:
             if self._outbox and not self._writing:
                 await self._say()
-            if self._client.idle and (self._eof or self._daemon.draining):
+            over = self._eof or self._daemon.draining
+            if over and self._client.idle and not self._outbox and not self._writing:
                 raise _Done
             self._wake = loop.create_future()
             await self._wake
