@@ -74,7 +74,7 @@ class Reduce(Function):
     def forward(spec: Spec, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
         arrays: dict[int, Any] = dict(zip(spec.inputs, map(to_numpy, tensors), strict=True))
         device = tensors[0].device
-        if call.guarded and remote() is not None:
+        if call.guarded and call.device is None and remote() is not None:
             arrays = {n: _hashed_once(n, a, call.guarded) for n, a in arrays.items()}
         values = evaluate(spec, arrays, call)
         return tuple(to_tensor(v, t, device) for v, t in zip(values, output_dtypes(spec), strict=True))

@@ -165,7 +165,7 @@ def test_a_dropped_result_is_gone(connected: RemoteEngine) -> None:
 def test_a_server_that_restarts_in_the_middle_of_a_loop_is_not_noticed() -> None:
     servers = [Server()]
     try:
-        with farsum.connect(servers[0].target) as engine, ThreadPoolExecutor(1) as pool:
+        with farsum.connect(servers[0].target, away_s=60.0) as engine, ThreadPoolExecutor(1) as pool:
             x, y, b = map(farsum.put, (X, Y, B))
             kept = kernel(x, y).matvec(b, keep=True)
             for step in range(6):

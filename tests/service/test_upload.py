@@ -300,7 +300,7 @@ def test_a_server_that_is_killed_in_the_middle(way: str) -> None:
             if way == "result":
                 with RemoteEngine(servers[0].target) as near:
                     near.prepare(spec).run(arrays)  # so that the result is all that travels
-            engine = opened.enter_context(RemoteEngine(relay.target))
+            engine = opened.enter_context(RemoteEngine(relay.target, away_s=60.0))
             killer = opened.enter_context(ThreadPoolExecutor(1)).submit(kill, relay)
             found = engine.prepare(spec).run(arrays).values[0]
             killer.result()
