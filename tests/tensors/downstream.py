@@ -5,6 +5,7 @@ python downstream.py (geomloss | gpytorch) FILE.npz [--alias]    with pykeops, o
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -182,7 +183,8 @@ def main(library: str, path: str, *, alias: bool) -> None:
 
         pykeops_alias.install()
     warnings.simplefilter("ignore")
-    found: dict[str, Any] = {"engine": np.array(sys.modules.get("pykeops", __import__("pykeops")).__name__)}
+    engine = importlib.import_module("pykeops.torch").LazyTensor.__module__
+    found: dict[str, Any] = {"engine": np.array(engine)}
     for case, compute in CASES[library].items():
         try:
             for name, numbers in compute():
