@@ -29,8 +29,9 @@ _EXACT_ROWS = 1 << 24
 
 def reduced(spec: Spec, arrays: Mapping[int, Tensor], call: Call) -> tuple[Tensor, ...]:
     """The results of a job of tensors, all on one device and of the dtype of the job; ranges stand among them."""
-    if len(arrays) > len(spec.inputs) and (ranges := {n: arrays[n] for n in RANGES if n in arrays}):
-        call = replace(call, ranges=ranges)
+    if len(arrays) > len(spec.inputs):
+        ranges: dict[int, Any] = {n: arrays[n] for n in RANGES if n in arrays}
+        call = replace(call, ranges=ranges) if ranges else call
     tensors = [arrays[n] for n in spec.inputs]
     if not _followed(tensors):
         return Reduce.forward(spec, call, *tensors)

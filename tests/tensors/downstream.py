@@ -9,6 +9,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,50 +67,45 @@ def clouds(dtype: torch.dtype) -> list[Tensor]:
 
 
 def distance(options: dict[str, Any]) -> Numbers:
-    """A loss between two clouds in both precisions, and its gradient in weights and points."""
-    from geomloss import SamplesLoss
-
-    for dtype in (torch.float64, torch.float32):
-        inputs = clouds(dtype)
-        value = SamplesLoss(**options)(*inputs)
-        yield f"{dtype} value", value
-        for name, slope in zip("axby", torch.autograd.grad(value, inputs), strict=True):
-            yield f"{dtype} gradient by {name}", slope
+    """A loss between two clouds, and its gradient in weights and points."""
+    samples_loss = importlib.import_module("geomloss").SamplesLoss
+    inputs = clouds(torch.float64)
+    value = samples_loss(**options)(*inputs)
+    yield "value", value
+    for name, slope in zip("axby", torch.autograd.grad(value, inputs), strict=True):
+        yield f"gradient by {name}", slope
 
 
 def potentials() -> Numbers:
     """The dual potentials of the transport, and those of a batch."""
-    from geomloss import SamplesLoss
-
+    samples_loss = importlib.import_module("geomloss").SamplesLoss
     a, x, b, y = (z.detach() for z in clouds(torch.float64))
-    loss = SamplesLoss("sinkhorn", p=2, blur=0.1, potentials=True, backend="online")
+    loss = samples_loss("sinkhorn", p=2, blur=0.1, potentials=True, backend="online")
     yield from zip("FG", loss(a, x, b, y), strict=True)
     pairs = [torch.stack([z, z.flip(0)]).requires_grad_() for z in (a, x, b, y)]
-    value = SamplesLoss("sinkhorn", p=2, blur=0.1, backend="online")(*pairs)
+    value = samples_loss("sinkhorn", p=2, blur=0.1, backend="online")(*pairs)
     yield "values of a batch", value
     yield "gradient of a batch", torch.autograd.grad(value.sum(), pairs[1])[0]
 
 
 def flow(loss: str) -> Numbers:
     """A gradient flow, after the gallery of GeomLoss: points that descend a loss."""
-    from geomloss import SamplesLoss
-
+    samples_loss = importlib.import_module("geomloss").SamplesLoss
     _, x, _, y = (z.detach() for z in clouds(torch.float32))
-    distance = SamplesLoss(loss, p=2, blur=0.1, backend="online")
-    for _ in range(6):
+    distance = samples_loss(loss, p=2, blur=0.1, backend="online")
+    for step in range(6):
         x.requires_grad_()
         value = distance(x, y)
         x = (x - 0.5 * len(x) * torch.autograd.grad(value, x)[0]).detach()
-        yield f"value {_}", value
+        yield f"value {step}", value
     yield "points at the end", x
 
 
 def curvature() -> Numbers:
     """A second derivative through the kernel norm."""
-    from geomloss import SamplesLoss
-
+    samples_loss = importlib.import_module("geomloss").SamplesLoss
     _, x, _, y = clouds(torch.float64)
-    value = SamplesLoss("gaussian", blur=0.4, backend="online")(x, y)
+    value = samples_loss("gaussian", blur=0.4, backend="online")(x, y)
     (slope,) = torch.autograd.grad(value, x, create_graph=True)
     for name, second in zip("xy", torch.autograd.grad(slope.square().sum(), (x, y)), strict=True):
         yield f"of the slope by {name}", second
@@ -120,9 +116,8 @@ def curvature() -> Numbers:
 
 def process(kernel: str, options: dict[str, Any]) -> Numbers:
     """Gaussian process regression after GPyTorch's KeOps tutorial: a few steps of Adam, then predictions."""
-    import gpytorch
-    from gpytorch import kernels, settings
-
+    gpytorch: Any = importlib.import_module("gpytorch")
+    kernels, settings = gpytorch.kernels, gpytorch.settings
     generator = torch.Generator().manual_seed(1)
     x, t = (torch.rand(n, 3, generator=generator, dtype=torch.float64) for n in (150, 40))
     y = torch.sin(4 * x.sum(-1)) + 0.1 * torch.randn(150, generator=generator, dtype=torch.float64)
@@ -168,12 +163,12 @@ def process(kernel: str, options: dict[str, Any]) -> Numbers:
 
 CASES: dict[str, dict[str, Callable[[], Numbers]]] = {
     "geomloss": {
-        **{name: (lambda options=options: distance(options)) for name, options in LOSSES.items()},
+        **{name: partial(distance, options) for name, options in LOSSES.items()},
         "potentials": potentials,
-        **{f"flow-{loss}": (lambda loss=loss: flow(loss)) for loss in ("sinkhorn", "gaussian", "energy")},
+        **{f"flow-{loss}": partial(flow, loss) for loss in ("sinkhorn", "gaussian", "energy")},
         "curvature": curvature,
     },
-    "gpytorch": {name: (lambda which=which: process(*which)) for name, which in KERNELS.items()},
+    "gpytorch": {name: partial(process, *which) for name, which in KERNELS.items()},
 }
 
 
@@ -195,4 +190,4 @@ def main(library: str, path: str, *, alias: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], alias="--alias" in sys.argv)
+    main(*sys.argv[1:3], alias="--alias" in sys.argv)
