@@ -154,7 +154,7 @@ def _blocking(terms: Terms, rule: Reduction, wide: bool, looped: bool, lazy: boo
     if terms.long:
         return (3, 8 if looped else 2) if wide else (2, 6 if looped else 2)
     if looped:
-        return (6, 2) if wide else (2, 4)
+        return (4, 4) if wide else (2, 4)
     if rule.listed:
         return 1, 2
     if Kind.WIDE in kinds and Kind.VALUE in kinds:  # shifted sums: one rescale per block of columns

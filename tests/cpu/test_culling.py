@@ -9,7 +9,7 @@ import pytest
 
 from farsum.numpy import Pm, Vi, Vj
 from farsum_kernels.backends import culling
-from farsum_kernels.backends.cpu.launch import Kernel
+from farsum_kernels.backends.cpu.kernel import Kernel
 from farsum_kernels.backends.cpu.native import machine
 from farsum_kernels.formula.expr import variables
 from farsum_kernels.formula.lower import Want, lower

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from farsum_kernels.backends.cpu.launch import Kernel
+from farsum_kernels.backends.cpu.kernel import Kernel
 from farsum_kernels.backends.cpu.lazy import LazyState
 from farsum_kernels.backends.cpu.native import machine
 from farsum_kernels.formula.expr import I, J, node, variable

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from farsum_kernels.backends.cpu import native
-from farsum_kernels.backends.cpu.launch import Kernel
+from farsum_kernels.backends.cpu.kernel import Kernel
 from farsum_kernels.backends.cpu.native import machine
 from farsum_kernels.formula.expr import Expr, I, J, P, node, variable
 from farsum_kernels.formula.reductions import REDUCTIONS

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.layout import FILTER
 from farsum_kernels.formula.expr import I, J, node, variable
 from farsum_kernels.job import RANGES, Extent, Spec
 from tests.cuda import emulate
@@ -31,6 +32,7 @@ class Job:
     extent: Extent
     truth: np.ndarray
     tolerance: float = 4e-6
+    path: str | None = None
 
     def agrees(self, found: np.ndarray) -> bool:
         if self.truth.dtype.kind == "i":
@@ -61,6 +63,20 @@ def distances(reduction: str, k: int = 0) -> Job:
     else:
         truth = np.argsort(d, axis=1, kind="stable")[:, : max(k, 1)]
     return Job(spec, {0: x, 1: y}, Extent(70, 1100, ()), truth.reshape(70, -1))
+
+
+def filtered(k: int) -> Job:
+    """Clouds of points so close that float16 cannot tell them apart, or equal points, three times each, for lists."""
+    rng = np.random.default_rng(k)
+    x, y = rng.standard_normal((100, 20)), rng.standard_normal((5, 20))[rng.integers(0, 5, 700)]
+    y += 1e-3 * rng.standard_normal(y.shape)
+    if k:
+        y = rng.standard_normal((260, 20))[np.arange(700) % 260]
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    reduction = "ArgKMin" if k else "ArgMin"
+    spec = Spec(node("SqDist", variable(0, 20, I), variable(1, 20, J)), reduction, 1, "float32", k=k)
+    truth = np.argsort(squares(x, y), axis=1, kind="stable")[:, : max(k, 1)]
+    return Job(spec, {0: x, 1: y}, Extent(100, 700, ()), truth, path=FILTER)
 
 
 def large_total() -> Job:
@@ -101,6 +117,8 @@ JOBS: dict[str, Callable[[], Job]] = {
     "logsumexp": lambda: distances("LogSumExp"),
     "argmin": lambda: distances("ArgMin"),
     "list": lambda: distances("ArgKMin", 4),
+    "filter": lambda: filtered(0),
+    "filter, list": lambda: filtered(5),
 }
 
 
@@ -123,7 +141,8 @@ class Planter(EmulatedDriver):
 def run(
     name: str, order: emulate.Order, edit: Callable[[str], str] = str, sanitize: bool | None = None
 ) -> np.ndarray:
-    launch = Kernel(job(name).spec, Planter(order, edit, sanitize)).launch(job(name).arrays, job(name).extent)
+    kernel = Kernel(job(name).spec, Planter(order, edit, sanitize), job(name).path)
+    launch = kernel.launch(job(name).arrays, job(name).extent)
     while launch.step() < 1:
         pass
     return launch.results()[0]
@@ -164,6 +183,41 @@ FAULTS = [
     ("lists are combined in the wrong order", "list", r"mine < index", "mine > index"),
     ("an index stays where its value moved", "list", r"\? s0_1\[r\]\[s\] : (j\d+)\)", r"? \1 : \1)"),
     ("every member of a batch reads the first", "batch", r"task\[0\] \* 3 \+ 1", "1"),
+    ("the bound is dropped", "filter", r"fs_fma\(by_size\[r\], size, .*base\[r\]\)\)", "base[r]"),
+    ("what still waits is not verified", "filter", r"while \(count > 0\)", "while (false)"),
+    ("a copy to shared memory is not waited for", "filter", r"fs_copy_wait<0>\(\);", ""),
+    (
+        "no barrier before a tile is multiplied",
+        "filter",
+        r"(fs_copy_wait<0>\(\);\n *)__syncthreads\(\);",
+        r"\1",
+    ),
+    (
+        "a fragment of the rows at a wrong place",
+        "filter",
+        r"row % 16 / 8 \+ 2 \* upper",
+        "row % 16 / 8 * 2 + upper",
+    ),
+    ("fragments of the columns exchanged", "filter", r"left\[2\] = \{f.x, f.y\}", "left[2] = {f.y, f.x}"),
+    (
+        "a verified pair goes to another row",
+        "filter",
+        r"queued_row\[warp\]\[n\] == lane",
+        "queued_row[warp][n] == (lane ^ 1)",
+    ),
+    (
+        "the filter's best is taken for the best",
+        "filter",
+        r"const float top = .*",
+        "const float top = mine + own.z - size * size;",
+    ),
+    ("of equal values the last verified stays", "filter, list", r"\(place < ", "(place > "),
+    (
+        "columns of the next split too",
+        "filter, list",
+        r"if \(j < span_first \|\| j >= span_end\)",
+        "if (false)",
+    ),
     ("only the first range of columns", "ranges", r"span < task\[4\]", "span < task[3] + 1"),
 ]
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends import culling
+from farsum_kernels.backends.rows import on_rows
 from farsum_kernels.backends.tables import reduced_over_j
 from farsum_kernels.formula.reductions import Kind
 from farsum_kernels.job import RANGES, Extent
@@ -50,7 +51,13 @@ class Kernel(culling.Subject, Protocol):
         """The inputs by slot, in the dtype of the arithmetic."""
         ...
 
-    def bind(self, arrays: Mapping[int, Array], extent: Extent, culled: bool = False) -> Run: ...
+    def bind(self, arrays: Mapping[int, Array], extent: Extent) -> Run:
+        """A job with every pair that its arrays ask for."""
+        ...
+
+    def bind_culled(self, arrays: Mapping[int, Array], extent: Extent) -> Run:
+        """The same, where the blocks of the job have `culled_rows` rows."""
+        ...
 
 
 def culled_launch(kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> CulledLaunch | None:
@@ -78,14 +85,14 @@ class CulledLaunch:
         own = found.blocks, found.slices, found.intervals
         self._orders = [found.order_j]
         self._runs: list[Run] = [
-            kernel.bind(_in_order(kernel, arrays, found.order_i, found.order_j, own), extent, True)
+            kernel.bind_culled(_in_order(kernel, arrays, found.order_i, found.order_j, own), extent)
         ]
         if Kind.INDEX in kernel.spec.parts[0].rule.outputs:
             # The same columns from the last to the first: another index where values are equal.
             self._orders.append(found.order_j[::-1])
             own = culling.reversed_ranges(*own, len(found.order_j))
             self._runs.append(
-                kernel.bind(_in_order(kernel, arrays, found.order_i, self._orders[1], own), extent, True)
+                kernel.bind_culled(_in_order(kernel, arrays, found.order_i, self._orders[1], own), extent)
             )
         self._values: list[Array] | None = None
         self._equal = np.zeros(0, np.int64)
@@ -125,15 +132,7 @@ class CulledLaunch:
         self._equal = np.flatnonzero(differ)
         if len(self._equal):
             # Against every column, in the user's order.
-            arrays = {
-                v.params[0]: self._all[v.params[0]][self._equal]
-                if v.params[2] == 0
-                else self._all[v.params[0]]
-                for v in self._kernel.program.slots
-            }
-            m, n, rows = self._extent.m, self._extent.n, len(self._equal)
-            over_j = self._kernel.spec.axis == 1
-            self._settling = self._kernel.bind(arrays, Extent(rows, n, ()) if over_j else Extent(m, rows, ()))
+            self._settling = on_rows(self._kernel, self._all, self._extent, self._equal)
 
     def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
         """The results in the user's order, indices as the user counts."""
@@ -173,7 +172,7 @@ def _seeds(
     kernel: Kernel, arrays: Mapping[int, Array], extent: Extent, order_i: Array, order_j: Array, *own: Array
 ) -> Array:
     """The worst value that each row keeps of a block-sparse job, task by task."""
-    run = kernel.bind(_in_order(kernel, arrays, order_i, order_j, own), extent, True)  # type: ignore[arg-type]
+    run = kernel.bind_culled(_in_order(kernel, arrays, order_i, order_j, own), extent)  # type: ignore[arg-type]
     while run.step() < 1.0:
         pass
     return run.worst()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAX_NODES = 4096
 MAX_DEPTH = 4096
 MAX_DIM = 1 << 16
+MAX_VARIABLES = 1024
 
 I, J, P = 0, 1, 2
 CATEGORIES = {I: "Vi", J: "Vj", P: "Pm"}
@@ -183,8 +184,8 @@ def variable(index: int, dim: int, category: int) -> Expr:
             raise FormulaError(f"the {word} of a variable must be an int, not {value!r}")
     if category not in CATEGORIES:
         raise FormulaError(f"category {category} of a variable is none of 0 (i), 1 (j), 2 (parameter)")
-    if not 0 <= index < 1024:
-        raise FormulaError(f"variable index {index} is not in 0 to 1023")
+    if not 0 <= index < MAX_VARIABLES:
+        raise FormulaError(f"variable index {index} is not in 0 to {MAX_VARIABLES - 1}")
     if not 1 <= dim <= MAX_DIM:
         raise DimensionError(f"variable {index} has dimension {dim}; allowed are 1 to {MAX_DIM}")
     return _intern(VAR, (), (index, dim, category), lambda: (dim, (1, 2, 0)[category]))

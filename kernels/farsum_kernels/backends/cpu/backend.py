@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from farsum_kernels.backends.cpu import native
-from farsum_kernels.backends.cpu.launch import Kernel
+from farsum_kernels.backends.cpu.kernel import Kernel
 from farsum_kernels.job import Spec
 from farsum_kernels.plan import Machine
 

@@ -33,6 +33,7 @@ from farsum_kernels.scalar.ir import (
 
 Key = tuple[int, int, int]  # instruction, vector of rows, column
 DIMENSION_UNROLL = 2  # steps of a dimension loop that are written out
+PIECE = 32  # steps of a dimension loop whose sum is made on its own
 
 
 def run_rule(vec: Vec, args: Sequence[Value], rule: Callable[[list[Val]], Sequence[Val]]) -> list[Value]:
@@ -331,9 +332,22 @@ class Emitter:
             state = [s for x in terms("0") for s in (x, "zeroinitializer")[:states]]
         else:
             state = ["zeroinitializer"] * len(wants)
+
+        def carried(state: list[str]) -> list[tuple[str, str]]:
+            return [(self.shape.f, s) for s in state]
+
+        def piece(start: str, state: list[str]) -> list[str]:
+            own = self.fn.loop(
+                start, self.fn.let(f"add i64 {start}, {PIECE}"), DIMENSION_UNROLL, carried(zeros), steps
+            )
+            return [self.vec.binary("fadd", s, x) for s, x in zip(state, own, strict=True)]
+
+        if fold.how == "sum" and loop.extent >= 2 * PIECE:
+            # Rounding of a long sum grows with its length, so it is a sum of sums.
+            zeros, first = state, loop.extent // PIECE * PIECE
+            state = self.fn.loop("0", str(first), PIECE, carried(state), piece)
         even = first + (loop.extent - first) // DIMENSION_UNROLL * DIMENSION_UNROLL
-        carried = [(self.shape.f, s) for s in state]
-        state = self.fn.loop(str(first), str(even), DIMENSION_UNROLL, carried, steps)
+        state = self.fn.loop(str(first), str(even), DIMENSION_UNROLL, carried(state), steps)
         for k in range(even, loop.extent):
             state = step(str(k), state)
         for place, (n, u, q) in enumerate(wants):

@@ -12,8 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends import culling
-from farsum_kernels.backends.cuda.layout import UNROLL, Gpu, Layout, choose, layouts_for, plan_for
-from farsum_kernels.backends.cuda.skeleton import Text, kernel_text
+from farsum_kernels.backends.cuda.bilinear import bilinear
+from farsum_kernels.backends.cuda.filtered import FilteredLaunch, filtered_launch
+from farsum_kernels.backends.cuda.layout import (
+    DIRECT,
+    FILTER,
+    FILTER_LAYOUT,
+    UNROLL,
+    Gpu,
+    Layout,
+    choose,
+    filter_pays,
+    layouts_for,
+    plan_for,
+)
+from farsum_kernels.backends.cuda.sources import Text, kernel_text
 from farsum_kernels.backends.cuda.tables import CUDA
 from farsum_kernels.backends.culled import CulledLaunch, culled_launch
 from farsum_kernels.backends.tables import (
@@ -81,10 +94,13 @@ class Driver(Protocol):
 
 
 class Kernel:
-    """A reduction, compiled for one device. Holds no data; any number of launches may use it."""
+    """A reduction, compiled for one device. Holds no data; any number of launches may use it.
 
-    def __init__(self, spec: Spec, driver: Driver) -> None:
-        self.spec, self.driver = spec, driver
+    path   DIRECT or FILTER where there is a choice; None leaves it to the cost model
+    """
+
+    def __init__(self, spec: Spec, driver: Driver, path: str | None = None) -> None:
+        self.spec, self.driver, self._path = spec, driver, path
         self.parts = spec.over_j()
         wants = [
             Want(simplified(part.formula), part.weight and simplified(part.weight), part.rule.additive)
@@ -94,6 +110,9 @@ class Kernel:
         self.computed = COMPUTED_IN[spec.dtype]
         self.dtype = np.dtype(self.computed)
         self.layouts = layouts_for(self.program, self.parts, np.dtype(self.computed).itemsize)
+        self.bilinear = bilinear(self.program, self.parts) if self.computed == "float32" else None
+        if self.bilinear:
+            self.layouts = (*self.layouts, FILTER_LAYOUT)
         self.work_per_pair = self.program.flops_per_pair()
         self.indices = [v.params[0] for v in self.program.slots]
         self.points = culling.cullable(self.program, self.parts)
@@ -104,7 +123,9 @@ class Kernel:
     def variant(self, place: int) -> Variant:
         """The kernel for one of the layouts, compiled now if it is new."""
         if place not in self._variants:
-            text = kernel_text(self.program, self.parts, self.spec.dtype, self.computed, self.layouts[place])
+            text = kernel_text(
+                self.program, self.parts, self.spec.dtype, self.computed, self.layouts[place], self.bilinear
+            )
             if len(text.source) > MAX_SOURCE_BYTES:
                 raise FormulaTooLarge(
                     f"the formula is {len(text.source)} bytes of CUDA C++; at most {MAX_SOURCE_BYTES} are allowed"
@@ -125,23 +146,42 @@ class Kernel:
             )
 
     def variant_for(self, over_j: Extent) -> Variant:
-        return self.variant(choose(self.layouts, over_j.m))
+        """The kernel that computes every pair of a job of these sizes."""
+        direct = [layout for layout in self.layouts if layout.path == DIRECT]
+        return self.variant(choose(direct, over_j.m))
+
+    def filters(self, over_j: Extent) -> bool:
+        """Is a dense job of these sizes done by way of the filter?"""
+        if self.bilinear is None or over_j.batch or not over_j.pairs or self._path == DIRECT:
+            return False
+        sizes = self.bilinear.dim, self.parts[0].k, over_j.m, over_j.n
+        return self._path == FILTER or filter_pays(*sizes, self.driver.gpu)
+
+    @property
+    def filter(self) -> Variant:
+        """The kernel with the filter; there is one only if `bilinear` is set."""
+        return self.variant(len(self.layouts) - 1)
 
     def plan(self, extent: Extent) -> Plan[Layout]:
         """How a job of these sizes would be cut up."""
         over_j = reduced_over_j(self.spec, extent)
-        return self.variant_for(over_j).plan(over_j)
+        return (self.filter if self.filters(over_j) else self.variant_for(over_j)).plan(over_j)
 
-    def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch | CulledLaunch:
+    def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch | CulledLaunch | FilteredLaunch:
         """Bind arrays of the right shapes and dtype; what need not be computed is left out."""
-        return culled_launch(self, arrays, extent) or self.bind(arrays, extent)
-
-    def bind(self, arrays: Mapping[int, Array], extent: Extent, culled: bool = False) -> Launch:
-        """The same, with every pair that the arrays ask for; `culled` says that little is left of a job."""
-        variant = (
-            self.variant(self._culled) if culled else self.variant_for(reduced_over_j(self.spec, extent))
+        return (
+            culled_launch(self, arrays, extent)
+            or filtered_launch(self, arrays, extent)
+            or self.bind(arrays, extent)
         )
-        return Launch(self, variant, arrays, extent)
+
+    def bind(self, arrays: Mapping[int, Array], extent: Extent, variant: Variant | None = None) -> Launch:
+        """The same, with every pair that the arrays ask for."""
+        return Launch(self, variant or self.variant_for(reduced_over_j(self.spec, extent)), arrays, extent)
+
+    def bind_culled(self, arrays: Mapping[int, Array], extent: Extent) -> Launch:
+        """The same for blocks of few rows, which are what is left of a job."""
+        return self.bind(arrays, extent, self.variant(self._culled))
 
     def inputs(self, arrays: Mapping[int, Array]) -> list[Array]:
         """The inputs by slot on the host, in the dtype of the arithmetic."""
@@ -154,7 +194,7 @@ class Kernel:
     @property
     def _culled(self) -> int:
         # Tasks of few rows have small boxes; those of the smallest layout keep too few threads busy.
-        return min(1, len(self.layouts) - 1)
+        return min(1, sum(layout.path == DIRECT for layout in self.layouts) - 1)
 
     @property
     def culled_rows(self) -> int:
@@ -260,9 +300,10 @@ class Launch:
             self._ground = variant.ground(shapes, over_j)
         self.plan = self._ground.plan
         driver = kernel.driver
-        self._inputs = [driver.upload(a) for a in held]
+        self.inputs = [driver.upload(a) for a in held]
         rows = self._ground.parts * self._ground.all_rows
         self._states = [driver.empty(rows * s.repeat, s.dtype) for s in variant.text.states]
+        self.more: list[Any] = []  # arguments of kernels that take more than others
         self._done = 0
         self._ahead: deque[tuple[int, Any]] = deque()
         self._finished = 0
@@ -292,7 +333,8 @@ class Launch:
         first, end = tasks * self._done // plan.slices, tasks * (self._done + 1) // plan.slices
         self._done += 1
         if end > first:
-            args = [*self._inputs, *self._ground.tables, *self._states, np.int64(first), np.int64(tasks)]
+            args = [*self.inputs, *self._ground.tables, *self._states, np.int64(first), np.int64(tasks)]
+            args += self.more
             variant.module.launch(
                 "reduce", (end - first, variant.text.chunks), (plan.layout.threads, 1), 0, args
             )
@@ -310,7 +352,7 @@ class Launch:
             self._combine(rows, buffers)
             for buffer, array in zip(buffers, out, strict=True):
                 driver.download(buffer, array)
-        self._states = self._inputs = []
+        self._states = self.inputs = []
         return tuple(out)
 
     def worst(self) -> Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil, log, prod
 
 from farsum_kernels.formula.lower import Program, Terms
 from farsum_kernels.formula.reductions import Kind, Reduction
@@ -26,6 +26,11 @@ MAX_LIST_SPLITS = 32
 SHARED_BYTES = 48 * 1024  # static shared memory that every device has
 STAGED_BYTES, LONG_BYTES = SHARED_BYTES // 2, SHARED_BYTES // 4  # for columns, and for them along a long F
 BLOCKS_PER_PROCESSOR = 16
+DIRECT, FILTER = (
+    "direct",
+    "filter",
+)  # how pairs are computed: each as it is written, or only what a filter lets through
+FILTER_S = 2e-4  # shorter jobs are done before their points are packed
 MIN_TILES = 4  # tiles of columns below which another split costs more than it gives
 
 
@@ -53,6 +58,7 @@ class Layout:
     panel                  components of long vectors staged at once; 0 if there are none
     chunk                  components of a long F that one block computes
     resident               blocks that a processor is to hold at once, which bounds registers; 0 leaves it to the compiler
+    path                   DIRECT or FILTER
     """
 
     threads_i: int
@@ -65,6 +71,7 @@ class Layout:
     panel: int = 0
     chunk: int = 1
     resident: int = 0
+    path: str = DIRECT
 
     @property
     def threads(self) -> int:
@@ -78,6 +85,25 @@ class Layout:
     def block_columns(self) -> int:
         """Columns that a block of threads takes at once."""
         return self.threads_j * self.columns
+
+
+# Four warps of 32 rows, each lane with the state of one; 64 columns at a time.
+FILTER_LAYOUT = Layout(128, 1, 1, 1, 1, 1, 64, 0, 1, 2, FILTER)
+
+
+def filter_pays(dim: int, k: int, m: int, n: int, gpu: Gpu) -> bool:
+    """Is it worth looking at all pairs in float16 before the few that may count are computed?
+
+    By lanes of a warp instruction, of which a processor issues 128 in a cycle; from the instructions of compiled
+    kernels, with tensor cores at the rate that is published for them.
+    """
+    direct = 2.1 * dim + 25
+    steps = ceil(dim / 16)
+    keep = max(1, k)
+    # The pairs of a row that are better than all before them, and a few within the bound; each is read from memory.
+    verified = keep * (1 + log(max(1.0, n / keep))) + 4
+    filtered = 1.7 * steps + 3 + verified * 256 * dim / max(1, n) + 20.0 * dim * (m + n) / max(1, m * n)
+    return 2 * filtered < direct and m * n * dim / gpu.rate > FILTER_S
 
 
 def layouts_for(program: Program, parts: Sequence[Part], itemsize: int) -> tuple[Layout, ...]:

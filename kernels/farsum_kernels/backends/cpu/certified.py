@@ -1,0 +1,100 @@
+"""The certificate under which a job takes its squared distances from norms and a scalar product.
+
+Rounding of |x|² + |y|² − 2 x·y comes to about GROWTH ulps of |x|² + |y|² (docs/decisions/0007), whatever the
+dimension, since scalar products are added up in pieces. Times the scale in the exponent it is the relative error of a
+term, and that must be below ALLOWED. Points that lie far from the origin are moved to their centre first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farsum_kernels.backends.reference import run
+from farsum_kernels.formula.expanded import Expanded, expanded
+from farsum_kernels.formula.expr import Expr
+from farsum_kernels.formula.rewrite import simplified
+from farsum_kernels.job import RANGES, Extent, Part, Spec
+
+if TYPE_CHECKING:
+    from farsum_kernels.backends.cpu.kernel import Kernel
+
+Array = NDArray[Any]
+
+ALLOWED = 2.0**-20  # 1e-6 in float32; in float64 as many ulps
+GROWTH = 4.0
+# Rows for each row of the other side, from which on looking at the points takes a small part of the job.
+MIN_ROWS = 512
+CENTRED = 1024  # points whose mean is taken for the centre
+
+
+class Certified:
+    """A job by norms and scalar products, and what it asks of its points."""
+
+    def __init__(self, spec: Spec, found: Expanded, compiled: Callable[[Spec], Kernel]) -> None:
+        self._spec, self._found, self._compiled = spec, found, compiled
+        first, *others = (Part(scale, "Sum") for scale in found.scales)
+        self._scales = Spec(first.formula, "Sum", 1, "float64", also=tuple(others))
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        roots = iter(self._found.roots)
+        parts = [_part(part, [next(roots) for _ in part.roots]) for part in self._spec.parts]
+        first = parts[0]
+        spec = replace(self._spec, formula=first.formula, weight=first.weight, also=tuple(parts[1:]))
+        return self._compiled(spec)
+
+    def arrays(self, arrays: Mapping[int, Array], extent: Extent) -> Mapping[int, Array] | None:
+        """The inputs of `kernel`; None where the error could be too large, or the job is too small to ask."""
+        if RANGES[0] in arrays or extent.m * extent.n < MIN_ROWS * (extent.m + extent.n):
+            return None
+        x, y = (arrays[v.params[0]] for v in (self._found.x, self._found.y))
+        scales = run(self._scales, {n: arrays[n] for n in self._scales.inputs})
+        scale = max(float(np.abs(found).max()) for found in scales)
+
+        def fit(x: Array, y: Array) -> bool:
+            largest = float(squares(x).max()) + float(squares(y).max())
+            return scale * largest * GROWTH <= ALLOWED * 2.0**24
+
+        if not fit(x, y):
+            x, y = at_centre(x, y)
+            if not fit(x, y):
+                return None
+        return {**arrays, self._found.moved[0].params[0]: x, self._found.moved[1].params[0]: y}
+
+
+def certified(spec: Spec, compiled: Callable[[Spec], Kernel]) -> Certified | None:
+    """How to take squared distances from scalar products, if this job has a use for it."""
+    if spec.dtype not in ("float32", "float64"):
+        return None
+    wants: list[tuple[str, Expr]] = []
+    for part in spec.parts:
+        if not (part.rule.additive or part.rule.share):
+            return None
+        kinds = ("term",) if part.rule.additive else ("exponent", "term")
+        wants += [(kind, simplified(root)) for kind, root in zip(kinds, part.roots, strict=False)]
+    found = expanded(wants)
+    return Certified(spec, found, compiled) if found else None
+
+
+def _part(part: Part, roots: Sequence[Expr]) -> Part:
+    return replace(part, formula=roots[0], weight=roots[1] if len(roots) > 1 else None)
+
+
+def at_centre(x: Array, y: Array) -> tuple[Array, Array]:
+    """Both sets of points, moved so that the centre of some of y is the origin."""
+    points = y.reshape(-1, y.shape[-1])
+    with np.errstate(all="ignore"):  # points that are not finite stay so
+        centre = points[:: max(1, len(points) // CENTRED)].mean(axis=0, dtype=y.dtype)
+        return x - centre, y - centre
+
+
+def squares(points: Array) -> Array:
+    """The squared norm of each row."""
+    with np.errstate(all="ignore"):
+        return np.asarray(np.einsum("...k,...k->...", points, points))
