@@ -33,7 +33,7 @@ def reduced(spec: Spec, arrays: Mapping[int, Tensor], call: Call) -> tuple[Tenso
         ranges: dict[int, Any] = {n: arrays[n] for n in RANGES if n in arrays}
         call = replace(call, ranges=ranges) if ranges else call
     tensors = [arrays[n] for n in spec.inputs]
-    if not _followed(tensors):
+    if not followed(tensors):
         return Reduce.forward(spec, call, *tensors)
     dtype = _exact_dtype(spec, tensors)
     if dtype != spec.dtype:
@@ -51,7 +51,7 @@ def reduced(spec: Spec, arrays: Mapping[int, Tensor], call: Call) -> tuple[Tenso
     return tuple([results[n] for n in own])
 
 
-def _followed(tensors: list[Tensor]) -> bool:
+def followed(tensors: Sequence[Tensor]) -> bool:
     """Whether somebody may ask for a derivative, or maps over a batch."""
     if _forward_mode():
         return True
