@@ -10,6 +10,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.done
 PYTEST_ARGS ?=
+# Test files are shared out over this many processes; WORKERS=0 runs them in one, as a debugger needs it.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
 BENCH_ARGS ?=
 GPU_ARGS ?=
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
@@ -28,7 +31,7 @@ demo: $(DONE)/demo ## start a server, run three real problems on it, stop it
 	@$(BIN)/python examples/demo.py
 
 test: $(DONE)/test ## the tests that need neither a GPU nor minutes
-	@$(BIN)/python -m pytest -m "not slow and not pykeops" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not pykeops" $(PYTEST_ARGS)
 
 test-all: $(DONE)/test $(DONE)/bench ## every test: the slow ones and the comparison with pykeops too
 	@HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest --timeout=900 $(PYTEST_ARGS)
@@ -39,7 +42,7 @@ check: $(DONE)/test ## lint, format, types, import contracts, generated code, th
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python proto/generate.py --check
-	@$(BIN)/python -m pytest -q -m "not slow" tests/repo tests/cuda/test_sanitizers.py
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not slow" tests/repo tests/cuda/test_sanitizers.py
 
 fmt: $(DONE)/test ## format the code and repair what the linter can
 	@$(BIN)/ruff check --fix-only .

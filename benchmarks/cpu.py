@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.child import Child, Failed
 from benchmarks.measure import (
     QUIET_CORES,
     RESULTS,
@@ -40,7 +41,7 @@ from benchmarks.measure import (
     timed,
     warn_if_disturbed,
 )
-from benchmarks.peers import Child, Failed, Peer, is_there, peers_of
+from benchmarks.peers import Peer, is_there, peers_of
 from benchmarks.workloads import (
     BEST,
     WORKLOADS,

@@ -21,6 +21,7 @@ import numpy as np
 
 import farsum
 import farsum.numpy
+from benchmarks.child import Child, Failed
 from benchmarks.measure import (
     Others,
     Times,
@@ -33,7 +34,7 @@ from benchmarks.measure import (
     timed,
     warn_if_disturbed,
 )
-from benchmarks.peers import Child, Failed, is_there
+from benchmarks.peers import is_there
 from benchmarks.workloads import Array, Points, Workload, points, rows_of
 from farsum_kernels.errors import SolverDidNotConverge
 from tests.service.relay import Relay

@@ -30,21 +30,28 @@ def main() -> None:
 
 
 def write(results: Path = RESULTS, docs: Path = DOCS) -> None:
-    found = json.loads((results / "cpu.json").read_text())
-    path = results / "sweeps.json"
-    sweeps = json.loads(path.read_text()) if path.exists() else None
+    found = _read(results, "cpu")
+    assert found, "python -m benchmarks.cpu --json comes first"
+    sweeps, culled = _read(results, "sweeps"), _read(results, "culling")
     plots = docs / "plots"
     plots.mkdir(parents=True, exist_ok=True)
-    path = results / "culling.json"
-    culled = json.loads(path.read_text()) if path.exists() else None
     names = list(drawn(found, sweeps, culled, plots))
     page = docs / "benchmarks.md"
-    path = results / "shifted.json"
-    shifted = json.loads(path.read_text()) if path.exists() else None
-    page.write_text(
-        "\n".join([*lines_of(found, sweeps, names), *_culling(culled), *_shifted(shifted)]) + "\n"
-    )
+    parts = [
+        lines_of(found, sweeps, names),
+        _culling(culled),
+        _shifted(_read(results, "shifted")),
+        _products(_read(results, "products")),
+        _threads(_read(results, "threads")),
+    ]
+    page.write_text("\n".join(line for part in parts for line in part) + "\n")
     print(f"  wrote {page} and {', '.join(names)}")
+
+
+def _read(results: Path, name: str) -> Mapping[str, Any] | None:
+    path = results / f"{name}.json"
+    figures: Mapping[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return figures
 
 
 # ── the page ────────────────────────────────────────────────────────────────────────────────────────
@@ -115,6 +122,52 @@ def _shifted(shifted: Mapping[str, Any] | None) -> Iterator[str]:
     yield "|---|---|---|---|"
     for row in shifted["rows"]:
         yield f"| {row['offset']:,} | {row['n']:,} | {row['sum_error']:.1e} | {100 * row['argmin_wrong']:.1f} % |"
+
+
+def _products(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        return
+    yield ""
+    yield "## Distances from scalar products"
+    yield ""
+    yield "A Gaussian sum in float32 by differences and by |x|² + |y|² − 2 x·y, and the error of such a distance in units of"
+    yield "2⁻²⁴ (|x|² + |y|²): root mean square, and the largest in brackets. The certificate counts on 4"
+    yield "([decision 0007](decisions/0007-distances-by-products-under-a-certificate.md))."
+    yield f"`python -m benchmarks.products --json`, {found['taken']}."
+    yield ""
+    kinds = list(found["rows"][0]["errors"])
+    yield f"| D | by differences | by products | times as fast | {' | '.join(kinds)} |"
+    yield "|---|---|---|---|" + "---|" * len(kinds)
+    for row in found["rows"]:
+        errors = " | ".join(f"{rms:.2f} ({most:.1f})" for rms, most in row["errors"].values())
+        slow, fast = row["differences_ms"], row["products_ms"]
+        yield f"| {row['d']:,} | {slow:.1f} ms | {fast:.1f} ms | {slow / fast:.2f} | {errors} |"
+
+
+def _threads(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        return
+    cores, starts = found["threads"], {int(n): us for n, us in found["starts_us"].items()}
+    most = max(starts)
+    yield ""
+    yield "## More cores"
+    yield ""
+    yield f"Measured on {cores} threads, and what follows for 64. Threads share nothing but a counter that tasks are drawn from,"
+    yield "one atomic addition for each task of ten microseconds or more, and rows of the answer belong to one task. So a"
+    yield "job on t threads takes its serial part, the start of its threads one after the other, and its work divided by t; the"
+    yield f"plan takes the t for which that is least. Starting {most} threads took {starts[most]:.0f} µs,"
+    yield f"{starts[most] / (most - 1):.0f} µs each. What this leaves out is the width of memory: a task reads each column once for"
+    yield "48 or more rows, about a byte for every thirty multiply-adds at D = 3, mostly from its own cache."
+    yield f"`python -m benchmarks.threads --json`, {found['taken']}."
+    yield ""
+    yield f"| Gaussian sum, D = 3 | 1 thread | {cores} threads | times as fast | serial part | threads of 64 | would be times as fast |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in found["rows"]:
+        yield (
+            f"| {row['size']:,} × {row['size']:,} | {row['one_ms']:.2f} ms | {row['all_ms']:.2f} ms | "
+            f"{row['one_ms'] / row['all_ms']:.2f} | {row['serial_us']:.0f} µs | {row['threads_of_64']} | "
+            f"{row['speedup_of_64']:.0f} |"
+        )
 
 
 def _machine(m: Mapping[str, Any]) -> str:

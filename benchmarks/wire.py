@@ -1,9 +1,12 @@
-"""What the wire costs, on loopback, against a real server in a process of its own. Three figures.
+"""What the wire costs, on loopback, against a real server in a process of its own, next to bare gRPC in the same run.
 
+small    a prepared reduction at M = N = 64, D = 3, next to a bare ping-pong, in turn: a sync client, a grpc.aio echo, a
+         kept stream. The pauses of the paused ping-pong are as long as the small call is longer: what idling costs
 call     a reduction at M = N = 1,000, D = 3, from plain arrays that are hashed on every call: over gRPC with
          the arrays resident, and in process; the difference is what the server costs
 bytes    what such a call sends and receives, counted by a TCP relay in between
-upload   a job on 256 MB that a fresh server has not seen, less the same job on what it then holds
+up       256 MB into the store of a server, its digest checked there, next to the same number of bytes on a bare stream
+down     the same array back into an array of the client, likewise
 
     python -m benchmarks.wire [--rounds 15] [--calls 200] [--quick] [--json]
 """
@@ -21,15 +24,18 @@ from typing import Any
 import numpy as np
 
 import farsum
-from benchmarks.echo import ping_pong
-from benchmarks.measure import Others, daemon, machine_line, median, save, table, timed, warn_if_disturbed
+from benchmarks.echo import Echo, bare_server
+from benchmarks.measure import Others, daemon, machine_line, median, save, table, warn_if_disturbed
+from farsum.call import bytes_of, digest_of
 from farsum.numpy import Vi, Vj
+from farsum.remote import RemoteEngine
+from farsum.upload import Item, upload_array
+from farsum_kernels.job import ArrayRef
+from farsum_proto import wire
 
-CALL_BAR_US, SENT_BAR, UPLOAD_BAR_GB_S = 400.0, 2048, 1.0
-ARRAYS = 4
+SMALL_BAR, CALL_BAR_US, SENT_BAR, STREAM_BAR = 1.5, 400.0, 2048, 0.85
 WARM_UP_S = 3.0
-
-Upload = tuple[float, float]  # seconds of a job on a new array, and of the same job again
+MIB = 1 << 20
 
 
 def main() -> None:
@@ -40,26 +46,25 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="write benchmarks/results/wire.json")
     options = parser.parse_args()
     rounds, calls = (7, 20) if options.quick else (max(7, options.rounds), options.calls)
-    upload_rows = (1 << 16) if options.quick else (1 << 20)
+    size = (16 if options.quick else 256) * MIB
 
     os.environ.pop("FARSUM_TARGET", None)
     print(f"wire: {rounds} rounds\n  {machine_line()}")
     others = Others()
-    with daemon() as port:
+    with daemon() as port, bare_server() as bare:
         target = f"grpc://localhost:{port}"
+        small = small_times(target, bare, rounds, calls)
         remote_s, embedded_s = call_times(target, rounds, calls)
-        bare_s = median([ping_pong(300, calls) for _ in range(3)])
         sent, received = bytes_of_a_call(port)
+        up, down = stream_shares(target, bare, size, 3 if options.quick else 7)
         disturbed = others.cores()  # while the server is our child, or its time would count as theirs
-    size, uploads = upload_times(upload_rows, 1 if options.quick else 5)
 
     overhead_us = 1e6 * (remote_s - embedded_s)
-    gb_s = [size / (cold_s - warm_s) / 1e9 for cold_s, warm_s in uploads]
-    whole_gb_s = size / uploads[0][0] / 1e9
     figures = {
         "workload": "wire",
         "rounds": rounds,
         "others_cores": round(disturbed, 3),
+        "small": {**small, "bar": SMALL_BAR},
         "call": {
             "m": 1000,
             "n": 1000,
@@ -67,31 +72,24 @@ def main() -> None:
             "remote_us": 1e6 * remote_s,
             "embedded_us": 1e6 * embedded_s,
             "overhead_us": overhead_us,
-            "bare_ping_pong_us": 1e6 * bare_s,
             "bar_us": CALL_BAR_US,
         },
         "bytes": {"sent": sent, "received": received, "bar_sent": SENT_BAR},
-        "upload": {
-            "bytes": size,
-            "gb_s": gb_s[0],
-            "whole_call_gb_s": whole_gb_s,
-            "gb_s_of_each_in_turn": gb_s,
-            "cold_and_warm_s_of_each_in_turn": uploads,
-            "bar_gb_s": UPLOAD_BAR_GB_S,
-        },
+        "stream": {"bytes": size, "up": up, "down": down, "bar": STREAM_BAR},
     }
-    mib, bar = f"{size / 2**20:.0f} MiB", f"the bar is {UPLOAD_BAR_GB_S:.0f}"
+    mib, bar = f"{size // MIB} MiB", f"of a bare stream; the bar is {STREAM_BAR:.0%}"
     # fmt: off
     table([
+        ("small call",                f"{small['call_us']:.0f} µs",      "M=N=64, D=3, prepared"),
+        ("bare ping-pong",            f"{small['ping_us']:.0f} µs",      f"{small['ratio']:.2f}× in turn; the bar is {SMALL_BAR}"),
+        ("ping-pong with pauses",     f"{small['paused_us']:.0f} µs",    f"each after {small['pause_us']:.0f} µs of sleep"),
         ("call over gRPC",            f"{1e6 * remote_s:.0f} µs",   "M=N=1,000, D=3, hashed each time"),
         ("call in process",           f"{1e6 * embedded_s:.0f} µs",  "the same lines"),
         ("overhead",                  f"{overhead_us:.0f} µs",       f"the bar is {CALL_BAR_US:.0f}"),
-        ("bare ping-pong",            f"{1e6 * bare_s:.0f} µs",      "a sync client, a grpc.aio echo, 300 B"),
         ("sent per call",             f"{sent:.0f} B",               f"the bar is {SENT_BAR}"),
         ("received per call",         f"{received:.0f} B",           "4,000 of them the result"),
-        ("upload",                    f"{gb_s[0]:.2f} GB/s",         f"{mib}, less a warm call; {bar}"),
-        ("upload, whole call",        f"{whole_gb_s:.2f} GB/s",      "hashing and the job included"),
-        (f"upload, array {ARRAYS}",   f"{gb_s[-1]:.2f} GB/s",        "past the memory that is warm at start"),
+        (f"{mib} up",                 f"{up['share']:.0%}",          f"{bar}; {up['gb_s']:.2f} GB/s"),
+        (f"{mib} down",               f"{down['share']:.0%}",        f"{bar}; {down['gb_s']:.2f} GB/s"),
     ])
     # fmt: on
     warn_if_disturbed(disturbed)
@@ -99,18 +97,47 @@ def main() -> None:
         print(f"  wrote {save('wire', figures)}")
 
 
-def small_job() -> Callable[[], Any]:
+# ── small ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def small_times(target: str, bare: Echo, rounds: int, calls: int) -> dict[str, float]:
+    """Medians over rounds of median calls, and of the ratio within each round, in turn."""
     rng = np.random.default_rng(0)
-    x, y, b = (rng.random((1000, d), dtype=np.float32) for d in (3, 3, 1))
-    return lambda: (-Vi(x).sqdist(Vj(y))).exp() @ b
+    x, y, b = (rng.random((64, d), dtype=np.float32) for d in (3, 3, 1))
+    ours: list[float] = []
+    theirs: list[float] = []
+    paused: list[float] = []
+    with farsum.connect(target):
+        job = ((-Vi(0, 3).sqdist(Vj(1, 3))).exp() * Vj(2, 1)).sum(axis=1)
+        for _ in range(rounds):
+            theirs.append(median_call(bare.ping_pong, calls))
+            ours.append(median_call(lambda: job(x, y, b), calls))
+        pause_s = max(0.0, median(ours) - median(theirs))
+        for _ in range(rounds):
+            paused.append(median_call(bare.ping_pong, calls // 4, pause_s))
+    farsum.disconnect()
+    ratio = median([a / b for a, b in zip(ours, theirs, strict=True)])
+    return {
+        "call_us": 1e6 * median(ours),
+        "ping_us": 1e6 * median(theirs),
+        "ratio": ratio,
+        "paused_us": 1e6 * median(paused),
+        "pause_us": 1e6 * pause_s,
+    }
 
 
 # ── call ────────────────────────────────────────────────────────────────────────────────────────
 
 
+def job_of_a_thousand() -> Callable[[], Any]:
+    rng = np.random.default_rng(0)
+    x, y, b = (rng.random((1000, d), dtype=np.float32) for d in (3, 3, 1))
+    return lambda: (-Vi(x).sqdist(Vj(y))).exp() @ b
+
+
 def call_times(target: str, rounds: int, calls: int) -> tuple[float, float]:
     """The median over rounds of the median call, remote and embedded, in turn."""
-    job = small_job()
+    job = job_of_a_thousand()
     far: list[float] = []
     near: list[float] = []
     for _ in range(rounds):
@@ -121,11 +148,14 @@ def call_times(target: str, rounds: int, calls: int) -> tuple[float, float]:
     return median(far), median(near)
 
 
-def median_call(job: Callable[[], Any], calls: int) -> float:
+def median_call(job: Callable[[], Any], calls: int, pause_s: float = 0.0) -> float:
+    """Each call after so much sleep, which is not counted."""
     for _ in range(5):
         job()
     times = []
     for _ in range(calls):
+        if pause_s:
+            time.sleep(pause_s)
         begun = time.perf_counter()
         job()
         times.append(time.perf_counter() - begun)
@@ -174,7 +204,7 @@ class Relay:
 
 def bytes_of_a_call(port: int, calls: int = 50) -> tuple[float, float]:
     """Sent and received by one warm call, TCP payload with all framing of HTTP/2, on average."""
-    job = small_job()
+    job = job_of_a_thousand()
     relay = Relay(port)
     with farsum.connect(f"grpc://localhost:{relay.port}"):
         for _ in range(5):
@@ -190,35 +220,44 @@ def bytes_of_a_call(port: int, calls: int = 50) -> tuple[float, float]:
     return (after[0] - before[0]) / calls, (after[1] - before[1]) / calls
 
 
-# ── upload ──────────────────────────────────────────────────────────────────────────────────────
+# ── up and down ─────────────────────────────────────────────────────────────────────────────────
 
 
-def upload_times(rows: int, servers: int) -> tuple[int, list[Upload]]:
-    """Bytes, and the uploads of ARRAYS arrays in turn, the median over so many fresh servers.
+def stream_shares(
+    target: str, bare: Echo, size: int, rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What share of the speed of a bare stream an array of so many bytes has, up and down, in turn.
 
-    A server makes a share of its memory ready at start, so the first arrays find warm pages and later ones
-    find fresh ones, until the store is full and regions are used again.
+    Each is another array, as far as its digest says, and goes where the last one was dropped: into warm memory.
     """
-    rng = np.random.default_rng(0)
-    x = rng.random((rows, 64), dtype=np.float32)
-    y = rng.random((1, 64), dtype=np.float32)
-
-    def seconds() -> float:
-        return timed(lambda: (Vi(x) | Vj(y)).sum(axis=1))[0]
-
-    found: list[list[Upload]] = []
-    for _ in range(servers):
-        with daemon() as port, farsum.connect(f"grpc://localhost:{port}"):
-            (Vi(x[:64]) | Vj(y)).sum(axis=1)  # compiles
-            time.sleep(WARM_UP_S)
-            uploads = []
-            for number in range(ARRAYS):
-                x[0, 0] = number  # other content, so another array
-                uploads.append((seconds(), median([seconds() for _ in range(3)])))
-            found.append(uploads)
-        farsum.disconnect()
-    columns = [[uploads[k] for uploads in found] for k in range(ARRAYS)]
-    return x.nbytes, [(median([u[0] for u in c]), median([u[1] for u in c])) for c in columns]
+    array = np.random.default_rng(0).random((size // 256, 64), dtype=np.float32)
+    times: dict[str, list[float]] = {"up": [], "bare up": [], "down": [], "bare down": []}
+    with RemoteEngine(target) as engine:
+        session = engine.session
+        time.sleep(WARM_UP_S)
+        for number in range(rounds + 1):  # the first makes the memory warm
+            array[0, 0] = number
+            ref, token = ArrayRef(digest_of(array), "float32", array.shape), session.token()
+            times["bare up"].append(bare.up(size // MIB))
+            begun = time.perf_counter()
+            upload_array(session, Item(array, ref.dtype, ref.digest, token))
+            times["up"].append(time.perf_counter() - begun)
+            times["bare down"].append(bare.down(size // MIB))
+            into = bytes_of(np.empty(size + wire.MAX_HEADER_BYTES, np.uint8))
+            begun = time.perf_counter()
+            session.download(ref, into, exact=False)
+            times["down"].append(time.perf_counter() - begun)
+            del into
+            session.let_go(ref.digest, token)
+            session.flush()
+    found = []
+    for way in ("up", "down"):
+        own, theirs = times[way][1:], times[f"bare {way}"][1:]
+        share = median([b / a for a, b in zip(own, theirs, strict=True)])
+        found.append(
+            {"share": share, "gb_s": size / median(own) / 1e9, "bare_gb_s": size / median(theirs) / 1e9}
+        )
+    return found[0], found[1]
 
 
 if __name__ == "__main__":

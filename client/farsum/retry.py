@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from farsum.session import Lost, Session
+from farsum.session import Session
+from farsum.stream import Lost
 from farsum_kernels.errors import Draining, FarsumError, ServerUnreachable, StoreFull
 
 # A job under which the server went away so often is not sent to it again.

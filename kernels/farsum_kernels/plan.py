@@ -28,7 +28,7 @@ SLAB = 64  # columns whose tiles are added up in the data dtype: at 256 that sho
 UNROLL = 6  # vector dimensions up to this are written out; longer ones become loops
 LONG = 400  # instructions of a pair past which blocking only makes the compiler slow
 SLICE_S = 0.1  # a slice, between two looks at cancel and deadline, takes about this long at most
-ALONE = 400_000.0  # below so many multiply-adds a second thread costs more than it gives (18 to 57 µs)
+START = 100_000.0  # multiply-adds that are done while one more thread is started, which is 20 to 60 µs
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +190,17 @@ def _pairwise(program: Program, n: int) -> bool:
     return sum(not isinstance(s, Loop) for s in program.scopes[n]) == 2
 
 
+def threads_for(work: float, lanes: int, machine: Machine) -> int:
+    """How many threads finish soonest: t take work / t, and t times START, for they are started in turn."""
+    return max(1, min(machine.threads, int((work / (START * lanes)) ** 0.5)))
+
+
 def plan_for(layout: Layout, extent: Extent, work_per_pair: float, machine: Machine) -> Plan[Layout]:
     """Cut a job into tasks, splits and slices."""
     batches = prod(extent.batch)
     row_tiles = ceil(extent.m / layout.task_rows)
     work = extent.pairs * work_per_pair
-    threads = 1 if work < ALONE * layout.lanes else machine.threads
+    threads = threads_for(work, layout.lanes, machine)
     splits = 1
     column_tiles = max(1, extent.n // layout.tile)
     if threads > 1 and row_tiles * batches < 4 * threads:
@@ -216,7 +221,7 @@ def plan_for_ranges(
 ) -> Plan[Layout]:
     """The plan of a block-sparse job: its tasks are given, only threads and slices are chosen."""
     work = pairs * work_per_pair
-    threads = 1 if work < ALONE * dense.layout.lanes else machine.threads
+    threads = threads_for(work, dense.layout.lanes, machine)
     seconds = work / (machine.rate * dense.layout.lanes * threads)
     slices = max(1, min(tasks // max(1, threads), ceil(seconds / SLICE_S)))
     return Plan(dense.layout, 1, threads, slices, tasks, pairs, work)

@@ -22,6 +22,7 @@ from farsum_kernels.job import ArrayRef
 from farsum_proto import tensor, wire
 from farsum_server.arena import Arena
 from farsum_server.clients import Client
+from farsum_server.digests import ArrivingDigest
 from farsum_server.metrics import Metrics
 from farsum_server.store import Held, Store
 
@@ -30,8 +31,6 @@ from farsum_server.store import Held, Store
 _PART = b"part of "
 # Below this, sending again costs less than remembering.
 LEAST_PART = 1 << 20
-# Up to here hashing takes less than handing it to a thread.
-_HASH_AT_ONCE = 256 << 10
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +75,11 @@ class Bulk:
         """Is there something that a client has still to fetch?"""
         return bool(self._parcels or self._downloads)
 
+    @property
+    def under_way(self) -> bool:
+        """Is an array on its way, in or out?"""
+        return bool(self.uploads or self._downloads)
+
     # ── arrays that come ──────────────────────────────────────────────────────────────────────────
 
     def keep_inline(self, tenant: str, digest: bytes, data: bytes) -> Held:
@@ -103,10 +107,10 @@ class Bulk:
         self.uploads += 1
         received, stored = [upload.offset], False
         try:
-            await self._receive(stream, received, upload.codec, chunks)
+            arriving = ArrivingDigest(stream[size - ref.nbytes :])
+            await self._receive(stream, received, upload.codec, chunks, arriving)
             offset = tensor.body_offset(stream, ref)
-            digest = await _digest_of(stream[offset:])
-            if digest != ref.digest:
+            if await arriving.finish() != ref.digest:
                 raise DigestMismatch(
                     f"the bytes of an array of shape {ref.shape} do not have the digest that names them"
                 )
@@ -142,10 +146,16 @@ class Bulk:
             self._store.release(block)
 
     async def _receive(
-        self, region: memoryview, received: list[int], codec: str, chunks: AsyncIterator[bytes]
+        self,
+        region: memoryview,
+        received: list[int],
+        codec: str,
+        chunks: AsyncIterator[bytes],
+        arriving: ArrivingDigest,
     ) -> None:
         """Fill the region from the offset in `received`, which is kept up to date."""
         size, start = len(region), received[0]
+        head = size - arriving.size
         unpack = pa.Codec(codec).decompress if codec else None
         loop = asyncio.get_running_loop()
         try:
@@ -159,6 +169,7 @@ class Bulk:
                         wire.check_complete(end, size)
                     region[start:end] = chunk
                     received[0] = start = end
+                    arriving.advance(end - head)
         except TimeoutError as error:
             raise TruncatedStream(
                 f"the upload brought nothing for {self._idle_s:g} s; {start} of {size} bytes came"
@@ -236,9 +247,3 @@ def _unpacked(unpack: Callable[..., bytes], chunk: bytes, size: int) -> bytes:
     if len(found) != size:
         raise WireError(f"a compressed chunk unpacks to {len(found)} bytes; {size} were due")
     return found
-
-
-async def _digest_of(data: memoryview) -> bytes:
-    if len(data) <= _HASH_AT_ONCE:
-        return blake3(data).digest()
-    return await asyncio.to_thread(lambda: blake3(data, max_threads=blake3.AUTO).digest())

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
@@ -44,6 +45,8 @@ SLICE_S = 0.1
 MAX_PAUSE_S = 2.0
 # Only the order of magnitude counts: node evaluations of one worker in a second.
 NODES_PER_S = 2e9
+# A job of fewer node evaluations is waited for in place, for so long at most: the loop stands still meanwhile.
+SMALL_NODES, SMALL_S = 1e7, 0.001
 RESTART_PAUSES_S = (0.0, 0.5, 2.0, 10.0, 30.0)
 # A worker that lived this long was healthy, and its successor starts without a pause.
 HEALTHY_S = 60.0
@@ -82,6 +85,13 @@ class _Job:
     settled: bool = False
     missing: tuple[bytes, ...] = ()  # of an outlook: the arrays that are not here
     keep: bytes = b""  # the token that is to hold the results
+
+
+class Begun(NamedTuple):
+    """A small job that is on a worker and was not answered at once."""
+
+    job: int
+    worker: int
 
 
 @dataclass(slots=True)
@@ -211,14 +221,47 @@ class Daemon:
 
     # ── jobs ──────────────────────────────────────────────────────────────────────────────────────
 
+    def express(self, client: Client, data: bytes) -> bytes | Begun | None:
+        """The answer to a message that asks for a small job, if nothing else is under way and it comes at once.
+
+        None when nothing was done, and Begun when a worker has the job: `ask` takes it from there.
+        """
+        if self._jobs or self._draining or self._bulk.under_way:
+            return None
+        ask = wire.small_ask(data)
+        form = self._forms.known(ask.form) if ask else None
+        if not ask or not form or form.cost > SMALL_NODES or form.results > wire.INLINE_BYTES or form.nbytes:
+            return None
+        device = next((d for d in self._devices if d.about), None)
+        if device is None or not wire.fits(form, ask.contents):
+            return None
+        offsets = []
+        for face, (digest, _) in zip(form.faces, ask.contents, strict=True):
+            if digest:
+                held = self._store.find(client.tenant, digest)
+                if held is None or held.nbytes != face.nbytes:
+                    return None
+                offsets.append(held.offset)
+        self._next_job += 1
+        said = device.process.exchange(
+            self._next_job, wire.encode_small(self._next_job, data, offsets), SMALL_S
+        )
+        if said is None:
+            return Begun(self._next_job, device.process.number)
+        self._sent_inline += form.results
+        return said
+
     def ask(
         self,
         client: Client,
         request: wire.Request,
         answer: Answer,
         on_progress: OnProgress | None = None,
+        begun: Begun | None = None,
     ) -> int | None:
         """Take a job; `answer` is called once, now or later. Gives the id to cancel it by.
+
+        begun   it is on a worker already, see `express`
 
         Raises FarsumError for a request that is wrong or cannot be taken.
         """
@@ -259,7 +302,8 @@ class Daemon:
                 keep=bool(request.keep),
                 watch_s=request.watch_s,
             )
-        self._next_job += 1
+        if begun is None:
+            self._next_job += 1
         job = _Job(
             self._next_job, client, form, start, blocks, pins, answer, on_progress if request.progress else None,
             time.perf_counter(), missing=missing, keep=request.keep,
@@ -271,7 +315,7 @@ class Daemon:
             job.timer = asyncio.get_running_loop().call_later(
                 min(request.deadline_s, 1e6), self._end_early, job, DeadlineExceeded(text)
             )
-        self._handle(queue.Submit(job.id, client.tenant, form.cost / (NODES_PER_S * SLICE_S)))
+        self._handle(queue.Submit(job.id, client.tenant, form.cost / (NODES_PER_S * SLICE_S)), begun)
         return job.id
 
     def cancel(self, job_id: int) -> None:
@@ -367,7 +411,7 @@ class Daemon:
 
     # ── what the queue decides, and what the workers report ───────────────────────────────────────
 
-    def _handle(self, event: queue.Event) -> None:
+    def _handle(self, event: queue.Event, begun: Begun | None = None) -> None:
         for action in self._queue.handle(event):
             match action:
                 case queue.Start(worker, job_id):
@@ -375,7 +419,9 @@ class Daemon:
                     if job.began is None:
                         job.began = time.perf_counter()
                         self.metrics.waited(job.began - job.asked)
-                    self._send(worker, job_id, job.start)
+                    if begun and (begun.job, begun.worker) != (job_id, worker):
+                        raise queue.Impossible(f"{begun}, and the queue starts {job_id} on {worker}")
+                    self._send(worker, job_id, None if begun else job.start)
                 case queue.Step(worker, job_id):
                     self._send(worker, job_id, wire.Step())
                 case queue.Drop(worker, job_id):
@@ -388,14 +434,15 @@ class Daemon:
                 case queue.Forget(job_id):
                     self._forget(self._jobs[job_id])
 
-    def _send(self, worker: int, job_id: int, action: wire.Start | wire.Step) -> None:
+    def _send(self, worker: int, job_id: int, action: wire.Start | wire.Step | None) -> None:
+        """Give a worker its next slice; None if it has it already."""
         device = self._devices[worker]
-        device.job, device.compiling, device.since = job_id, isinstance(action, wire.Start), time.monotonic()
-        device.process.send(job_id, action)
+        device.job, device.since = job_id, time.monotonic()
+        device.compiling = not isinstance(action, wire.Step)
+        if action:
+            device.process.send(job_id, action)
 
-    def _event(
-        self, worker: int, job_id: int, event: wire.Ready | wire.Progressed | wire.Finished | wire.Failure
-    ) -> None:
+    def _event(self, worker: int, job_id: int, event: wire.Event) -> None:
         device = self._devices[worker]
         if isinstance(event, wire.Ready):
             device.about = wire.Device(
@@ -416,6 +463,11 @@ class Daemon:
                 self._handle(queue.Finished(job_id))
                 if outcome:
                     self._settle(job, outcome)
+            case wire.Said(message):
+                self._handle(queue.Finished(job_id))
+                _, reply = wire.decode_server(message)
+                assert isinstance(reply, wire.Outputs)
+                self._settle(job, reply)
             case wire.Failure(error):
                 self._handle(queue.Failed(job_id))
                 self._settle(job, error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from farsum_kernels.errors import FarsumError, WireError
 from farsum_proto import wire
 from farsum_server.clients import Client
-from farsum_server.daemon import Daemon, internal
+from farsum_server.daemon import Begun, Daemon, internal
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -46,11 +46,13 @@ class Session:
     def __init__(self, daemon: Daemon, context: Context, holder: bytes) -> None:
         self._daemon = daemon
         self._context = context
-        self._client = Client(holder=holder, on_idle=self._poke)
+        self._client = Client(holder=holder, on_idle=self._idle)
         self._jobs: dict[int, int] = {}  # the client's id -> the daemon's
         self._outbox: deque[bytes] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._eof = False
+        self._writing = False  # one task writes at a time
+        self._taking = False  # what is put now is written by the reader
 
     async def run(self) -> None:
         self._daemon.arrive(self._client)
@@ -71,15 +73,27 @@ class Session:
 
     async def _read(self) -> None:
         while isinstance(data := await self._context.read(), bytes):
-            self._take(data)
+            self._taking = True
+            try:
+                self._take(data)
+            finally:
+                self._taking = False
+            if self._outbox and not self._writing:
+                await self._say()  # answered already: this saves waking the writer
         self._eof = True
         self._poke()
 
     def _take(self, data: bytes) -> None:
+        started = time.perf_counter()
+        begun = self._daemon.express(self._client, data)
+        if isinstance(begun, bytes):
+            self._put(begun)
+            self._daemon.metrics.answered("Reduce", "OK", time.perf_counter() - started)
+            return
         id_, message = wire.decode_client(data)
         match message:
             case wire.Request():
-                self._ask(id_, message)
+                self._ask(id_, message, begun)
             case wire.Residency():
                 self._claim(id_, message)
             case wire.Cancel():
@@ -90,7 +104,7 @@ class Session:
             case _:
                 raise WireError("a session says hello once")
 
-    def _ask(self, id_: int, request: wire.Request) -> None:
+    def _ask(self, id_: int, request: wire.Request, begun: Begun | None) -> None:
         started = time.perf_counter()
         metrics = self._daemon.metrics
 
@@ -110,7 +124,7 @@ class Session:
         if id_ in self._jobs:
             raise WireError(f"request {id_} is under way already")
         try:
-            job = self._daemon.ask(self._client, request, answer, progress)
+            job = self._daemon.ask(self._client, request, answer, progress, begun)
         except FarsumError as error:
             answer(error)
         except Exception as error:  # A bug of ours must not end the other jobs of the session.
@@ -129,7 +143,13 @@ class Session:
 
     def _put(self, data: bytes) -> None:
         self._outbox.append(data)
-        self._poke()
+        if not self._taking:
+            self._poke()
+
+    def _idle(self) -> None:
+        """Nothing of this client is left; if nothing can follow either, the writer ends the stream."""
+        if self._eof or self._daemon.draining:
+            self._poke()
 
     def _poke(self) -> None:
         if self._wake and not self._wake.done():
@@ -139,12 +159,22 @@ class Session:
         """Send what is in the outbox; return, which ends the stream, when nothing can follow."""
         loop = asyncio.get_running_loop()
         while True:
-            while self._outbox:
-                await self._context.write(self._outbox.popleft())
+            if self._outbox and not self._writing:
+                await self._say()
             if self._client.idle and (self._eof or self._daemon.draining):
                 raise _Done
             self._wake = loop.create_future()
             await self._wake
+
+    async def _say(self) -> None:
+        """Send what is in the outbox. One task at a time: a stream takes one message after the other."""
+        self._writing = True
+        try:
+            while self._outbox:
+                await self._context.write(self._outbox.popleft())
+        finally:
+            self._writing = False
+        self._idle()
 
 
 class _Done(Exception):
@@ -215,8 +245,27 @@ class Api:
         from farsum_proto.tensor import chunks_of
 
         async with self._daemon.download(wire.decode_download(data)) as (header, body):
-            for chunk in chunks_of(header, body):
-                await context.write(chunk)
+            await _write_all(context, chunks_of(header, body))
+
+
+async def _write_all(context: Context, chunks: Iterator[bytes]) -> None:
+    """Send chunks; each is copied from where it lies while the one before it is sent."""
+
+    async def write(chunk: bytes) -> None:
+        await context.write(chunk)
+
+    sent: asyncio.Task[None] | None = None
+    try:
+        for chunk in chunks:
+            if sent:
+                await sent
+            sent = asyncio.create_task(write(chunk))
+            await asyncio.sleep(0)  # so that it begins
+        if sent:
+            await sent
+    finally:
+        if sent:
+            sent.cancel()
 
 
 class Guard:

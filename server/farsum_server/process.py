@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import select
 import signal
 import socket
 import subprocess
@@ -99,11 +100,13 @@ class Performer:
         self._runs: dict[int, _Started] = {}
 
     def perform(
-        self, job: int, action: wire.Start | wire.Step | wire.Drop
-    ) -> wire.Progressed | wire.Finished | wire.Failure | None:
+        self, job: int, action: wire.Action
+    ) -> wire.Progressed | wire.Finished | wire.Failure | wire.Said | None:
         """Never raises for what a job does wrong: that is an event too."""
         try:
             match action:
+                case wire.Small():
+                    return self._small(job, action)
                 case wire.Drop():
                     self._runs.pop(job, None)
                     return None
@@ -141,6 +144,27 @@ class Performer:
         digests = {n: digest for n, digest in zip(form.indices, start.digests, strict=True) if digest}
         run = self._worker.start(form.spec, arrays, outputs, digests)
         return _Started(run, outputs, start.keep, start.watch_s, [time.monotonic()])
+
+    def _small(self, job: int, small: wire.Small) -> wire.Said | wire.Progressed:
+        """A job from its message to its answer, if one slice is all it takes."""
+        ask = wire.small_ask(small.ask)
+        assert ask is not None, "the daemon has checked it"
+        form, places = self._forms.get(ask.form), iter(small.offsets)
+        arrays, digests = {}, {}
+        for index, face, (digest, inline) in zip(form.indices, form.faces, ask.contents, strict=True):
+            if digest:
+                digests[index] = digest
+                array = self._array(face, next(places))
+                array.setflags(write=False)
+            else:
+                array = np.ndarray(face.shape, held_as(face.dtype), inline)
+            arrays[index] = array
+        run = self._worker.start(form.spec, arrays, None, digests)
+        if (share := run.step()) < 1.0:
+            self._runs[job] = _Started(run, None, False, 0.0, [0.0])
+            return wire.Progressed(share)
+        values = [value.tobytes() for value in run.finish()]
+        return wire.Said(wire.encode_said(ask.id, form, values, wire.encode_plan(run.plan)))
 
     def _outlook(self, start: wire.Start) -> wire.Finished:
         form = self._forms.get(start.form)
@@ -182,7 +206,7 @@ def _digest(array: NDArray[Any]) -> bytes:
 def serve(channel: socket.socket, performer: Performer, device: wire.Device) -> None:
     """Perform actions until the daemon closes its end."""
 
-    def send(job: int, event: wire.Ready | wire.Progressed | wire.Finished | wire.Failure) -> None:
+    def send(job: int, event: wire.Event) -> None:
         for packet in fragments(wire.encode_event(job, event)):
             channel.send(packet)
 
@@ -221,7 +245,7 @@ def main() -> None:
 
 # ── inside the daemon ─────────────────────────────────────────────────────────────────────────────
 
-OnEvent = Callable[[int, int, "wire.Ready | wire.Progressed | wire.Finished | wire.Failure"], None]
+OnEvent = Callable[[int, int, wire.Event], None]
 
 
 class WorkerProcess:
@@ -275,11 +299,13 @@ class WorkerProcess:
             )  # fmt: skip
         self.starts += 1
         self._channel = ours
+        self._poll = select.poll()
+        self._poll.register(ours, select.POLLIN)
         self._joiner = Joiner()
         self._unsent.clear()
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
 
-    def send(self, job: int, action: wire.Start | wire.Step | wire.Drop) -> None:
+    def send(self, job: int, action: wire.Action) -> None:
         if self._channel is None:
             return  # Lost a moment ago; `on_lost` tells the queue, which runs the job again.
         packets = fragments(wire.encode_action(job, action))
@@ -308,6 +334,25 @@ class WorkerProcess:
             self._unsent.popleft()
         asyncio.get_running_loop().remove_writer(self._channel.fileno())
 
+    def exchange(self, job: int, message: bytes, seconds: float) -> bytes | None:
+        """Send a small job, and wait here for its answer: sooner done than going round the loop.
+
+        None when it does not come in time, or something else does: that is reported like any event.
+        """
+        assert self._channel is not None and not self._unsent
+        try:
+            self._channel.send(_LAST + message)
+            if not self._poll.poll(1000 * seconds):
+                return None
+            packet = self._channel.recv(FRAGMENT_BYTES + 1)
+        except OSError:
+            return None  # the reader sees the end of the channel and reports it
+        if packet[:1] == _LAST and (said := wire.decode_said(job, packet[1:])) is not None:
+            return said
+        if packet:
+            asyncio.get_running_loop().call_soon(self._take, packet)
+        return None
+
     def _readable(self) -> None:
         assert self._channel is not None
         try:
@@ -316,6 +361,9 @@ class WorkerProcess:
             return
         except OSError:
             packet = b""
+        self._take(packet)
+
+    def _take(self, packet: bytes) -> None:
         if not packet:
             self._close()
             self._on_lost(self.number)

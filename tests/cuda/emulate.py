@@ -89,6 +89,7 @@ def compile(source: str, sanitize: bool | None = None) -> Module:
     names = list(dict.fromkeys(KERNEL.findall(source)))
     flags = (*FLAGS, *SANITIZERS) if sanitize else FLAGS
     command = [gxx, *flags, "-I", str(HERE)]
+    words = _words(command)
     # The scheduler, and under sanitizers the program around it, are compiled once for all modules.
     runtime = [
         _made([*command, "-c"], f'#line 1 "{name}"\n{(HERE / name).read_text()}', ["fibers.h"], ".o")
@@ -96,7 +97,9 @@ def compile(source: str, sanitize: bool | None = None) -> Module:
     ]
     kernels = " ".join(f"EMULATOR_KERNEL({name})" for name in names)
     text = DYNAMIC.sub(r"EMULATOR_DYNAMIC(\1, \2);", source)
-    text = f'#include "emulator.h"\n#line 1 "kernel.cu"\n{text}\n#line 1 "kernels"\nEMULATOR_KERNELS({kernels})\n'
+    text = (
+        f'#include "{words}"\n#line 1 "kernel.cu"\n{text}\n#line 1 "kernels"\nEMULATOR_KERNELS({kernels})\n'
+    )
     if sanitize:
         return _program(_made(command, text, HEADERS, "", runtime))
     return _library(_made([*command, "-shared"], text, HEADERS, ".so", runtime), names)
@@ -207,8 +210,22 @@ def _run_program(path: Path, kernel: str, how: bytes, values: list[Any]) -> None
             array[...] = np.frombuffer(raw, array.dtype, array.size, start).reshape(array.shape)
 
 
+def _words(command: Sequence[str]) -> Path:
+    """A header that says the words of CUDA, with its precompiled form beside it: a fourth of the time of a module."""
+    source = ("-x", "c++-header", str(HERE / "emulator.h"))
+    header = _made(command, "", HEADERS, ".h.gch", source=source).with_suffix("")
+    if not header.exists():
+        header.write_text('#include "emulator.h"\n')
+    return header
+
+
 def _made(
-    command: Sequence[str], text: str, headers: Sequence[str], suffix: str, objects: Sequence[Path] = ()
+    command: Sequence[str],
+    text: str,
+    headers: Sequence[str],
+    suffix: str,
+    objects: Sequence[Path] = (),
+    source: Sequence[str] = ("-x", "c++", "-", "-x", "none"),
 ) -> Path:
     """What the compiler makes of a text, from the cache where it lies there. Objects are known by their names, which are digests."""
     words = (
@@ -227,7 +244,7 @@ def _made(
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         made = Path(folder) / path.name
         done = subprocess.run(
-            [*command, "-o", made, "-x", "c++", "-", "-x", "none", *objects],
+            [*command, "-o", made, *source, *objects],
             input=text,
             capture_output=True,
             text=True,

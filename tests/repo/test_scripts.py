@@ -60,7 +60,7 @@ def test_small_calls(root: Path) -> None:
 @pytest.mark.slow
 def test_wire(root: Path) -> None:
     said = run(root, "-m", "benchmarks.wire", "--quick")
-    for words in ("overhead", "sent per call", "upload"):
+    for words in ("bare ping-pong", "overhead", "sent per call", "MiB up", "MiB down"):
         assert words in said
 
 

@@ -24,23 +24,29 @@ def test_away(): pytest.skip("no such machine")
 @pytest.mark.xfail(reason="known")
 def test_known(): assert False
 """
+AWAY = "import pytest\n\npytest.skip('no such library', allow_module_level=True)\n"
 LISTED = "[Allowed('*::test_away', 'no such', 'x'), Allowed('*::test_known', 'xfail: known', 'x')]"
 
 
-def run(folder: Path, root: Path, allowed: str, strict: bool) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, root: Path, allowed: str, strict: bool, *how: str) -> subprocess.CompletedProcess[str]:
     (folder / "conftest.py").write_text(CONFTEST.format(allowed=allowed, strict=strict))
     (folder / "test_it.py").write_text(TESTS)
     (folder / "pytest.ini").write_text(f"[pytest]\npythonpath = {root}\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *how, str(folder)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_an_unlisted_skip_or_xfail_fails_a_strict_run(tmp_path: Path, root: Path) -> None:
-    done = run(tmp_path, root, "[]", strict=True)
+@pytest.mark.parametrize("how", [(), ("-n", "2", "--dist", "loadfile")], ids=["alone", "two processes"])
+def test_an_unlisted_skip_or_xfail_fails_a_strict_run(
+    tmp_path: Path, root: Path, how: tuple[str, ...]
+) -> None:
+    (tmp_path / "test_all_away.py").write_text(AWAY)
+    done = run(tmp_path, root, "[]", True, *how)
     assert done.returncode == 1
+    assert "test_all_away.py: Skipped: no such library" in done.stdout
     assert "test_away: Skipped: no such machine" in done.stdout
     assert "test_known: xfail: known" in done.stdout
-    assert done.stdout.strip().splitlines()[-1].startswith("1 passed, 1 skipped, 1 xfailed")
+    assert "1 passed, 2 skipped, 1 xfailed" in done.stdout.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(("allowed", "strict"), [(LISTED, True), ("[]", False)])

@@ -15,13 +15,13 @@ from farsum_kernels.job import Spec
 class Run:
     """Two slices, then zeros."""
 
-    def __init__(self, shape: tuple[int, ...], outputs: Sequence[Any] | None) -> None:
+    def __init__(self, shape: tuple[int, ...], outputs: Sequence[Any] | None, slices: int = 2) -> None:
         self.plan: Mapping[str, str] = {"path": "stand-in"}
-        self._shape, self._outputs, self._steps = shape, outputs, 0
+        self._shape, self._outputs, self._steps, self._slices = shape, outputs, 0, slices
 
     def step(self) -> float:
         self._steps += 1
-        return self._steps / 2
+        return self._steps / self._slices
 
     def finish(self) -> tuple[Any, ...]:
         if self._outputs:
@@ -46,6 +46,21 @@ class Worker:
         digests: Mapping[int, bytes] | None = None,
     ) -> Run:
         return Run((len(arrays[0]), 1), outputs)
+
+
+class Quick(Worker):
+    """One slice; with 13 rows it takes longer than anybody waits in place."""
+
+    def start(
+        self,
+        spec: Spec,
+        arrays: Mapping[int, Any],
+        outputs: Sequence[Any] | None = None,
+        digests: Mapping[int, bytes] | None = None,
+    ) -> Run:
+        if len(arrays[0]) == 13:
+            time.sleep(0.05)
+        return Run((len(arrays[0]), 1), outputs, 1)
 
 
 class SlowCompiler(Worker):

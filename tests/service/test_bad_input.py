@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
+from farsum.address import address_of
 from farsum.remote import RemoteEngine
-from farsum.session import Session, address_of, rebuilt
+from farsum.session import Session
+from farsum.stream import rebuilt
 from farsum_kernels.errors import (
     ArrayMissing,
     DigestMismatch,

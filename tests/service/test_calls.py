@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from farsum import session as session_module
+from farsum import stream as stream_module
 from farsum.remote import RemoteEngine
 from farsum_kernels.errors import Cancelled, DeadlineExceeded, DtypeError, ServerUnreachable, ShapeError
 from farsum_kernels.job import RANGES, Options, Spec
@@ -93,13 +94,13 @@ def test_a_warm_call_is_one_small_message(engine: RemoteEngine, monkeypatch: pyt
     arrays, prepared = points(1000, 1000, seed=7), engine.prepare(gaussian_sum())
     prepared.run(arrays)
     sent: list[bytes] = []
-    send = session_module.Stream.send
+    send = stream_module.Stream.send
 
-    def counted(stream: session_module.Stream, data: bytes, pending: session_module.Pending) -> None:
+    def counted(stream: stream_module.Stream, data: bytes, pending: stream_module.Pending) -> None:
         sent.append(data)
         send(stream, data, pending)
 
-    monkeypatch.setattr(session_module.Stream, "send", counted)
+    monkeypatch.setattr(stream_module.Stream, "send", counted)
     monkeypatch.setattr(
         session_module.Session, "upload", lambda *_: pytest.fail("a warm call uploads nothing")
     )

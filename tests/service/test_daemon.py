@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,11 +19,12 @@ from farsum_kernels.errors import (
     FarsumError,
     FormulaTooExpensive,
     InternalError,
+    WireError,
     WorkerDied,
 )
 from farsum_proto import wire
 from farsum_server.clients import Client
-from farsum_server.daemon import Daemon, Limits
+from farsum_server.daemon import Begun, Daemon, Limits
 from farsum_server.metrics import Metrics
 from tests.service.server import gaussian_sum
 
@@ -67,6 +70,19 @@ def ask(
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     daemon.ask(client, asked, answer.set_result, on_progress and (lambda share, values: on_progress(share)))
     return answer
+
+
+def say(daemon: Daemon, client: Client, asked: wire.Request) -> tuple[object, asyncio.Future[Any]]:
+    """A small job as a session asks for it: what `express` gives, and the answer."""
+    with suppress(WireError):  # the form is known from now on
+        daemon.ask(client, replace(asked, contents=()), lambda _: None)
+    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    begun = daemon.express(client, wire.encode_ask(1, asked))
+    if isinstance(begun, bytes):
+        answer.set_result(wire.decode_server(begun)[1])
+    else:
+        daemon.ask(client, asked, answer.set_result, None, begun)
+    return begun, answer
 
 
 def test_two_slices_and_progress() -> None:
@@ -190,3 +206,90 @@ def test_memory_is_free_when_all_is_done() -> None:
         assert "farsum_inflight_requests 0.0" in page
 
     with_daemon("Worker", scenario)
+
+
+# ── small jobs, which are waited for in place ─────────────────────────────────────────────────────
+
+
+def test_small_jobs_are_answered_at_once() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        told: list[bytes] = []
+        for rows in (5, 200):
+            asked, client = request(rows), Client()
+            if rows == 200:  # an array that has a digest is there already
+                assert isinstance(await ask(daemon, client, asked), wire.Outputs)
+                asked = replace(asked, contents=(wire.Content(asked.contents[0].digest), *asked.contents[1:]))
+            for _ in range(20):  # now and then the machine has other things to do
+                begun, answer = say(daemon, client, asked)
+                outcome = await answer
+                assert outcome.values == (wire.Value("float32", (rows, 1), bytes(4 * rows)),)
+                told += [begun] if isinstance(begun, bytes) else []
+        assert len(told) > 20
+        assert "farsum_inflight_requests 0.0" in daemon.metrics.page().decode()
+
+    with_daemon("Quick", scenario)
+
+
+@pytest.mark.parametrize("worker, rows", [("Worker", 5), ("Quick", 13)])
+def test_small_jobs_that_take_longer_than_was_thought(worker: str, rows: int) -> None:
+    async def scenario(daemon: Daemon) -> None:
+        begun, answer = say(daemon, Client(), request(rows))
+        assert isinstance(begun, Begun)
+        assert say(daemon, Client(), request(3))[0] is None, "one at a time is waited for"
+        assert (await answer).values == (wire.Value("float32", (rows, 1), bytes(4 * rows)),)
+
+    with_daemon(worker, scenario)
+
+
+def test_small_jobs_that_end_badly() -> None:
+    async def dies(daemon: Daemon) -> None:
+        begun, answer = say(daemon, Client(), request(13))
+        assert isinstance(begun, Begun) and isinstance(await answer, WorkerDied)
+        assert isinstance(await ask(daemon, Client(), request(5)), wire.Outputs)
+
+    async def fails(daemon: Daemon) -> None:
+        _, answer = say(daemon, Client(), request(5))
+        outcome = await answer
+        assert type(outcome) is InternalError and "secret" not in str(outcome)
+
+    async def is_cancelled(daemon: Daemon) -> None:
+        client = Client()
+        _, answer = say(daemon, client, request(13))
+        daemon.leave(client)
+        assert isinstance(await answer, Cancelled)
+        daemon.refuse_new_work()
+        with pytest.raises(Draining):
+            say(daemon, client, request(5))
+
+    with_daemon("Crashing", dies)
+    with_daemon("Buggy", fails)
+    with_daemon("SlowCompiler", is_cancelled)
+
+
+def test_what_is_not_small_goes_the_long_way() -> None:
+    plain = request(5)
+    first, *others = plain.contents
+    jobs = [
+        request(5, deadline_s=5.0),
+        request(5, keep=bytes(16)),
+        request(5, progress=True),
+        *(
+            replace(plain, contents=contents)
+            for contents in (
+                (first, others[0]),
+                (wire.Content(b"", bytes(59)), *others),
+                (wire.Content(bytes(32)), *others),
+                (wire.Content(bytes(3)), *others),
+            )
+        ),
+        request(200),
+        large_request(),
+    ]
+
+    async def scenario(daemon: Daemon) -> None:
+        for asked in jobs:
+            with suppress(WireError):
+                daemon.ask(Client(), replace(asked, contents=()), lambda _: None)
+            assert daemon.express(Client(), wire.encode_ask(1, asked)) is None
+
+    with_daemon("Quick", scenario)

@@ -18,7 +18,7 @@ import pytest
 from blake3 import blake3
 
 from farsum.remote import RemoteEngine
-from farsum.session import rebuilt
+from farsum.stream import rebuilt
 from farsum.upload import Item, upload_array
 from farsum_kernels.errors import (
     ArrayMissing,

@@ -13,7 +13,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import farsum
-from farsum import session as session_module
+from farsum import stream as stream_module
 from farsum.numpy import Vi, Vj
 from farsum_kernels.errors import Cancelled, DeadlineExceeded, MessageTooLarge, SolverDidNotConverge
 from farsum_kernels.job import Options
@@ -35,13 +35,13 @@ def there(server: Server) -> Iterator[Server]:
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     sent: list[bytes] = []
-    send = session_module.Stream.send
+    send = stream_module.Stream.send
 
     def counted(stream: Any, data: bytes, pending: Any) -> None:
         sent.append(data)
         send(stream, data, pending)
 
-    monkeypatch.setattr(session_module.Stream, "send", counted)
+    monkeypatch.setattr(stream_module.Stream, "send", counted)
     return sent
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -10,10 +13,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import farsum
-from farsum import session as session_module
+from farsum import stream as stream_module
 from farsum.numpy import KernelSolve, LazyTensor, Vi, Vj
 from farsum_kernels.errors import DeadlineExceeded, SolverDidNotConverge
-from tests.service.server import Server
+from tests.service.server import Server, running
 from tests.service.test_faults import until
 
 rng = np.random.default_rng(0)
@@ -32,13 +35,13 @@ def there(server: Server) -> Iterator[Any]:
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     sent: list[bytes] = []
-    send = session_module.Stream.send
+    send = stream_module.Stream.send
 
     def counted(stream: Any, data: bytes, pending: Any) -> None:
         sent.append(data)
         send(stream, data, pending)
 
-    monkeypatch.setattr(session_module.Stream, "send", counted)
+    monkeypatch.setattr(stream_module.Stream, "send", counted)
     return sent
 
 
@@ -89,6 +92,37 @@ def test_numbers_that_are_not_finite(there: Server) -> None:
         kernel().solve(bad, alpha=0.1)
     assert_array_equal(raised.value.iterate, np.zeros_like(b))
     assert len(raised.value.residuals) == 1
+
+
+def test_servers_killed_in_the_middle_of_solvers() -> None:
+    """The client asks the server that takes its place, which begins anew."""
+    points, rhs = rng.random((4000, 3)), rng.standard_normal((4000, 1))
+    near = (-4 * Vi(points).sqdist(Vj(points))).exp()
+    with ExitStack() as opened, ThreadPoolExecutor(1) as pool:
+        servers = [opened.enter_context(running())]
+        opened.enter_context(farsum.connect(servers[0].target, away_s=60.0))
+
+        def kill() -> None:
+            server = servers[-1]
+            until(lambda: server.metric("farsum_inflight_requests") == 1, "the solver never came")
+            time.sleep(0.2)
+            assert server.metric("farsum_inflight_requests") == 1, "the solver was done too soon"
+            server.process.kill()
+            server.process.wait()
+            servers.append(opened.enter_context(running("--port", server.address.rpartition(":")[2])))
+
+        near @ rhs  # compiles, so that what is killed iterates
+        killed = pool.submit(kill)
+        found = near.solve(rhs, alpha=0.1, method="minres", eps=1e-5)
+        killed.result()
+        near @ rhs
+        killed = pool.submit(kill)
+        values, vectors = near.eigsh(20, tol=1e-9)
+        killed.result()
+        assert len(servers) == 3
+        assert_allclose(near @ found + 0.1 * found, rhs, atol=1e-2)
+        assert_allclose(near @ vectors, vectors * values, atol=1e-6 * values[-1])
+    farsum.disconnect()
 
 
 def test_a_deadline_ends_the_iteration_on_the_server(there: Server) -> None:

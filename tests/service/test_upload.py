@@ -20,7 +20,8 @@ from blake3 import blake3
 
 import farsum
 from farsum.remote import RemoteEngine
-from farsum.session import Lost, Session, rebuilt
+from farsum.session import Session
+from farsum.stream import Lost, rebuilt
 from farsum.upload import Item, codec_for, upload_array, upload_arrays
 from farsum_kernels.errors import FarsumError, ServerUnreachable, StoreFull, TruncatedStream, WireError
 from farsum_kernels.job import ArrayRef

@@ -131,6 +131,7 @@ def test_small_messages_round_trip() -> None:
         wire.Start(b"", (), (), outlook=True),
         wire.Step(),
         wire.Drop(),
+        wire.Small(b"ask", (64, 1 << 40)),
     ],
 )
 def test_actions_round_trip(action: Any) -> None:
@@ -140,7 +141,7 @@ def test_actions_round_trip(action: Any) -> None:
 @pytest.mark.parametrize(
     "event",
     [wire.Ready(wire.Device("a", "cpu", 2)), wire.Progressed(0.25), wire.Progressed(0.5, (b"v",)), wire.Finished((b"", b"x"), b"p"),
-     wire.Finished((), b""), wire.Finished((), b"", (bytes(32),))],
+     wire.Finished((), b""), wire.Finished((), b"", (bytes(32),)), wire.Said(b"message")],
 )  # fmt: skip
 def test_events_round_trip(event: Any) -> None:
     assert wire.decode_event(wire.encode_event(3, event)) == (3, event)
@@ -185,7 +186,7 @@ def test_no_common_protocol() -> None:
 DECODERS: list[Any] = [
     wire.decode_form, wire.decode_client, wire.decode_server, wire.decode_request, wire.decode_reply,
     wire.decode_upload, wire.decode_stored, wire.decode_download, wire.decode_info, wire.decode_plan,
-    wire.decode_action, wire.decode_event,
+    wire.decode_action, wire.decode_event, wire.small_ask,
 ]  # fmt: skip
 
 

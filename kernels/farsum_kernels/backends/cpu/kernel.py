@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_int64, c_void_p
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,14 @@ _POINTERS = (c_void_p,) * 6
 MAX_GROUNDS = 64
 
 
+class Code(NamedTuple):
+    """Machine code as long as it is held: the function of the pairs, and that of what a column alone decides."""
+
+    library: native.Library
+    main: Callable[..., None]
+    pack: Callable[..., None] | None
+
+
 class Kernel:
     """A compiled reduction. Holds no data; any number of launches may use it at once."""
 
@@ -65,10 +73,6 @@ class Kernel:
             raise FormulaTooLarge(
                 f"the formula compiles to {len(self.text.ir)} bytes of code; at most {MAX_TEXT_BYTES} are allowed"
             )
-        self._library = native.load(self.text.ir)
-        signature = (*_POINTERS, c_int64, c_int64, c_void_p)
-        self.main = self._library.function("main", *signature)
-        self.pack = self._library.function("pack", *signature) if self.text.packed else None
         self.work_per_pair = self.program.flops_per_pair()
         self._kinds = {kind for part in parts for kind in part.rule.state(1, 1)}
         self._numbers_rows = any(instr.prim is Prim.ROW for instr in self.program.code)
@@ -90,6 +94,16 @@ class Kernel:
         self._certified = None if by_products else certified(spec, compiled)
         self._filter = None if by_products else filtered(spec, compiled)
         self._grounds: dict[Any, Ground] = {}
+        if self._certified is None:  # else it may never be needed
+            _ = self.code
+
+    @cached_property
+    def code(self) -> Code:
+        """The machine code."""
+        library = native.load(self.text.ir)
+        signature = (*_POINTERS, c_int64, c_int64, c_void_p)
+        pack = library.function("pack", *signature) if self.text.packed else None
+        return Code(library, library.function("main", *signature), pack)
 
     def check_indices(self, extent: Extent) -> None:
         """Raise FormulaTooLarge when rows cannot be counted in the dtype of the arithmetic."""

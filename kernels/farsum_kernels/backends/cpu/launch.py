@@ -78,7 +78,7 @@ class Launch:
                 a[...] = stored.identity
             self._done = plan.slices
             return
-        if kernel.pack:
+        if kernel.text.packed:
             self._pack()
         self._table = table_of(self._arrays)
 
@@ -89,8 +89,7 @@ class Launch:
         rows = len(ground.tasks) // batches * kernel.layout.lanes
         packed = [np.empty((batches, rows), kernel.dtype) for _ in range(kernel.text.packed)]
         table, out = table_of([*self._arrays, *packed]), table_of(packed)
-        assert kernel.pack
-        self._call(kernel.pack, ground, table, out, 0, len(ground.tasks), 1)
+        self._call(kernel.code.pack, ground, table, out, 0, len(ground.tasks), 1)
         self._arrays += packed
 
     def _call(
@@ -126,7 +125,13 @@ class Launch:
             first, end = plan.tasks * self._done // plan.slices, plan.tasks * (self._done + 1) // plan.slices
             if end > first:
                 self._call(
-                    self._kernel.main, self._ground, self._table, self._out_table, first, end, plan.threads
+                    self._kernel.code.main,
+                    self._ground,
+                    self._table,
+                    self._out_table,
+                    first,
+                    end,
+                    plan.threads,
                 )
             self._done += 1
         return self._done / plan.slices

@@ -67,8 +67,8 @@ def machine(threads: int | None = None) -> Machine:
 
 
 def has_scalef() -> bool:
-    """AVX-512 multiplies by powers of two, and takes fractions, in one saturating instruction each."""
-    return has_feature("avx512f") and has_feature("avx512dq")
+    """AVX-512 multiplies by powers of two in one saturating instruction."""
+    return has_feature("avx512f")
 
 
 class Library:

@@ -195,13 +195,9 @@ class Vec:
     def exp2(self, x: str) -> str:
         """2^x to 2 ulp; 0 and inf outside the range, NaN stays."""
         if self.shape.scalef:
-            # vreduce gives x - round(x), and 0 where x is infinite: what is left for vscalef saturates by itself.
-            which, mask = ("ps", "i16") if self.shape.scalar == "float" else ("pd", "i8")
-            f = self.fn.call(
-                self.f, f"llvm.x86.avx512.mask.reduce.{which}.512",
-                (self.f, x), ("i32", "8"), (self.f, "zeroinitializer"), (mask, "-1"), ("i32", "4"),
-            )  # fmt: skip
-            return self.two_to(self.intrinsic("roundeven", x), f)
+            # Of an infinite x the rest is NaN, but vscalef of a NaN by 2^±inf is inf or 0: it saturates by itself.
+            n = self.intrinsic("roundeven", x)
+            return self.two_to(n, self.fn.let(f"fsub {self.f} {x}, {n}"))
         low, high = (-151.0, 129.0) if self.shape.scalar == "float" else (-1077.0, 1025.0)
         x = self.clamped(x, low, high)
         n = self.intrinsic("roundeven", x)
