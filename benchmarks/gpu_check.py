@@ -20,14 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu_peers import differs, peers
 from benchmarks.measure import machine, save
 from farsum_kernels.backends import reference
 from farsum_kernels.backends.cuda import nvrtc
-from farsum_kernels.backends.cuda.launch import Driver, Kernel
+from farsum_kernels.backends.cuda.device import Driver
+from farsum_kernels.backends.cuda.launch import Kernel
 from farsum_kernels.job import check_arrays
 from tests.cuda.cases import WORKLOADS, Case
 
 ROUNDS = 7
+AWAY = 0.02  # how far a peer's answer may be from ours
 FEW_ROWS = 64  # of which the answer is compared with the dense definition
 # (M, N) on a card, as DESIGN's table has them: 1e6 for few dimensions, 1e5 for many.
 SIZES = {name: (10**5, 10**5) if name.endswith(("-100", "-1000")) else (10**6, 10**6) for name in WORKLOADS}
@@ -78,53 +81,7 @@ def error_of(case: Case, values: list[np.ndarray]) -> float:
     return worst
 
 
-def torch_seconds(name: str, case: Case, rounds: int) -> float | None:
-    """A dense torch computation of the same, where it fits on the card; only for the Gaussian sums."""
-    if name not in ("W1", "W4-10", "W4-100") or not shutil.which("nvidia-smi"):
-        return None
-    import torch
-
-    arrays = {n: torch.as_tensor(a, device="cuda") for n, a in case.arrays().items()}
-    chunk = max(1, 2**28 // case.n)
-
-    def run() -> None:
-        for start in range(0, case.m, chunk):
-            d = torch.cdist(arrays[0][start : start + chunk], arrays[1]) ** 2
-            torch.exp(-d) @ arrays[2]
-        torch.cuda.synchronize()
-
-    return _median(run, rounds)
-
-
-def pykeops_seconds(name: str, case: Case, rounds: int) -> float | None:
-    """The same by pykeops on the same card, if it is installed."""
-    formulas = {
-        "W1": "Exp(-SqDist(x,y))*b", "W2": "Exp(-SqDist(x,y))*b", "W3": "Exp(-Norm2(x-y))*b",
-        "W4-10": "Exp(-SqDist(x,y))*b", "W4-100": "Exp(-SqDist(x,y))*b", "W12": "Exp(-SqDist(x,y))*b",
-        "W5-3": "SqDist(x,y)", "W5-100": "SqDist(x,y)", "W6-3": "SqDist(x,y)", "W6-100": "SqDist(x,y)",
-        "W7": "-SqDist(x,y)",
-    }  # fmt: skip
-    if name not in formulas:
-        return None
-    try:
-        import torch
-        from pykeops.torch import Genred
-    except ImportError:
-        return None
-    arrays = {n: torch.as_tensor(a, device="cuda") for n, a in case.arrays().items()}
-    dim = arrays[0].shape[-1]
-    aliases = [f"x = Vi({dim})", f"y = Vj({dim})", *(["b = Vj(1)"] if 2 in arrays else [])]
-    more = {"opt_arg": 10} if name.startswith("W6") else {}
-    call = Genred(formulas[name], aliases, reduction_op=case.spec.reduction, axis=1, **more)
-
-    def run() -> None:
-        call(*(arrays[n] for n in sorted(arrays)))
-        torch.cuda.synchronize()
-
-    return _median(run, rounds)
-
-
-def _median(run: Callable[[], None], rounds: int) -> float:
+def _median(run: Callable[[], Any], rounds: int) -> float:
     run()
     times = []
     for _ in range(rounds):
@@ -155,14 +112,14 @@ def measure(driver: Driver, dry: bool, only: list[str]) -> dict[str, Any]:
         pairs = case.m * case.n * int(np.prod(case.batch or (1,)))
         row: dict[str, Any] = {"m": case.m, "n": case.n, "seconds": seconds, "pairs_per_s": pairs / seconds}
         row["error"] = error_of(case, values)
-        if not dry:
-            peers = {
-                "pykeops": pykeops_seconds(name, case, ROUNDS),
-                "torch": torch_seconds(name, case, ROUNDS),
-            }
-            row["ratios"] = {peer: s / seconds for peer, s in peers.items() if s}
-            if name in CEILINGS:
-                row["share_of_ceiling"] = pairs / seconds / (CEILINGS[name] * driver.gpu.rate / 128)
+        for peer, run in peers(name, case, "cpu" if dry else "cuda").items():
+            row.setdefault("differs", {})[peer] = away = differs(run(), values[0])
+            # Pairs of nearly equal distance may change places; a dense matrix of distances is less exact than ours.
+            assert not dry or away < AWAY, f"{name}: {peer} is away by {away}"
+            if not dry:
+                row.setdefault("ratios", {})[peer] = _median(run, ROUNDS) / seconds
+        if not dry and name in CEILINGS:
+            row["share_of_ceiling"] = pairs / seconds / (CEILINGS[name] * driver.gpu.rate / 128)
         rows[name] = row
         print(f"{name}: {json.dumps(row)}", flush=True)
         assert row["error"] < 1e-4 or case.batch, f"{name} is wrong by {row['error']}"

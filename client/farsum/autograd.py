@@ -43,7 +43,7 @@ def reduced(spec: Spec, arrays: Mapping[int, Tensor], call: Call) -> tuple[Tenso
         kinds = outputs_of(spec)
         return tuple(recast(y, spec.dtype) if v else y for y, (_, v) in zip(results, kinds, strict=True))
     whole, own = remembering(spec)
-    if remote() is not None:
+    if call.device is None and remote() is not None:
         call = replace(call, guarded={n: call.guarded.get(n) for n in whole.inputs})
     # Outside torch.func the context goes to `forward`: else torch spells its signature at each call, for 35 µs.
     function = Reduce if torch._C._are_functorch_transforms_active() else Recorded
@@ -75,7 +75,7 @@ class Reduce(Function):
     def forward(spec: Spec, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
         arrays: dict[int, Any] = dict(zip(spec.inputs, map(to_numpy, tensors), strict=True))
         device = tensors[0].device
-        if call.guarded and remote() is not None:
+        if call.guarded and call.device is None and remote() is not None:
             arrays = {n: _hashed_once(n, a, call.guarded) for n, a in arrays.items()}
         values = computed(spec, arrays, call)
         return tuple([to_tensor(v, t, device) for v, t in zip(values, output_dtypes(spec), strict=True)])

@@ -14,9 +14,17 @@ from farsum.arrays import Array, as_ranges
 from farsum.futures import Submitted, mapped
 from farsum.handle import Content, Handle, handle_of
 from farsum.recorded import Tape, record_step, tape_of
-from farsum.target import prepared, remote
+from farsum.target import embedded, own_device, prepared, remote
 from farsum.tensors import among, is_array, is_tensor, recast
-from farsum_kernels.errors import DtypeError, EngineMissing, FormulaError, OperandError, ShapeError
+from farsum_kernels.errors import (
+    CompilerMissing,
+    DeviceMissing,
+    DtypeError,
+    EngineMissing,
+    FormulaError,
+    OperandError,
+    ShapeError,
+)
 from farsum_kernels.formula.expr import Expr, node, variables
 from farsum_kernels.formula.reductions import Kind, reduction_named
 from farsum_kernels.job import (
@@ -83,13 +91,41 @@ def accuracy_of(reduction: str, dtype_acc: str, use_double_acc: bool, sum_scheme
 
 
 def check_backend(backend: Any) -> None:
-    """Raise FormulaError for a word that names no backend, EngineMissing for one that is not there."""
+    """Raise FormulaError for a word that names no backend."""
     if backend not in _BACKENDS:
         raise FormulaError(f"backend {backend!r} is not one of {', '.join(_BACKENDS)}")
+
+
+def device_of(backend: Any, device_id: int = -1) -> str | None:
+    """The device of this process that a call asks for: "cpu", "cuda:0", …; None where the engine at hand is to choose.
+
+    backend     a word of pykeops; None is "auto". Where the arrays lie, and in how many passes, is not the user's choice
+    device_id   which GPU of this process, -1 for the first. A server chooses among its own
+
+    Raises FormulaError for a word that names no backend, DeviceMissing or EngineMissing for a GPU that is not there.
+    """
+    if backend is not None:
+        check_backend(backend)
+    server = remote() if backend in _GPU or backend == "CPU" or device_id >= 0 else None
+    if backend in _GPU and server is not None:
+        if server.kinds != {"cuda"}:
+            raise DeviceMissing(
+                f"backend={backend!r} needs a CUDA engine, and {server.target} computes on {' and '.join(sorted(server.kinds))}: "
+                "use 'auto' or 'CPU', or start it with farsum serve --device cuda:0"
+            )
+        return None
+    if server is not None:
+        return None
+    if backend == "CPU":
+        return "cpu"
     if backend in _GPU:
-        raise EngineMissing(
-            f"backend={backend!r} needs a CUDA engine, and none is connected; use 'auto' or 'CPU'"
-        )
+        device = f"cuda:{max(device_id, 0)}"
+        try:
+            embedded(device)
+        except (DeviceMissing, EngineMissing, CompilerMissing) as error:
+            raise type(error)(f"backend={backend!r} needs a CUDA engine: {error}") from error
+        return device
+    return f"cuda:{device_id}" if device_id >= 0 and own_device().startswith("cuda") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +137,14 @@ class Call:
     ranges       the six arrays of a block-sparse reduction, at their places
     guarded      by variable index, tensors that do not change while it is held, as what an engine hashes once; None
                  where nothing was sent yet
+    device       of this process that is to compute; None leaves it to the engine at hand
     """
 
     deadline_s: float | None = None
     keep: bool = False
     ranges: Mapping[int, Array] = field(default_factory=dict)
     guarded: dict[int, Content | None] = field(default_factory=dict)
+    device: str | None = None
 
 
 PLAIN = Call()
@@ -130,7 +168,7 @@ def computed(spec: Spec, arrays: Mapping[int, Any], call: Call) -> tuple[Any, ..
         arrays = {**arrays, **call.ranges}
     options = progress.options(call.deadline_s, call.keep)
     try:
-        return prepared(spec).run(within_reach(arrays), options).values
+        return prepared(spec, call.device).run(within_reach(arrays, call.device), options).values
     finally:
         progress.done(options)
 
@@ -175,12 +213,14 @@ class Computation:
         out: Array | None = None,
         deadline_s: float | None = None,
         keep: bool = False,
+        device: str | None = None,
     ) -> Any:
         """The result, or the tuple of results, of these arrays, all of one dtype.
 
-        names   what users call the inputs, for messages; with it the arrays are checked here
-        out     receives the result and is returned
-        keep    leave the results where they are computed: they come as handles
+        names    what users call the inputs, for messages; with it the arrays are checked here
+        out      receives the result and is returned
+        keep     leave the results where they are computed: they come as handles
+        device   of this process that is to compute; None leaves it to the engine at hand
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
@@ -202,7 +242,8 @@ class Computation:
             return values[0] if len(values) == 1 else values
         if are_tensors and keep:
             raise OperandError("keep leaves a handle, which is no tensor: of tensors come tensors")
-        values = evaluate(spec, arrays, Call(deadline_s, keep) if deadline_s is not None or keep else PLAIN)
+        plain = deadline_s is None and not keep and device is None
+        values = evaluate(spec, arrays, PLAIN if plain else Call(deadline_s, keep, device=device))
         found = self._answered(values, dtype, keep)
         if out is not None:
             out[...] = found
@@ -218,6 +259,7 @@ class Computation:
         deadline_s: float | None,
         keep: bool,
         finish: Callable[[Any], Any] = lambda found: found,
+        device: str | None = None,
     ) -> Submitted:
         """The future of finish(what `run` gives). Raises for arrays that do not fit at once, and for tensors."""
         if among(arrays.values()):
@@ -226,7 +268,7 @@ class Computation:
             )
         spec, arrays = self._asked(arrays, dtype, ranges)
         check_arrays(spec, arrays, names)
-        job = prepared(spec).submit(within_reach(arrays), Options(deadline_s, keep=keep))
+        job = prepared(spec, device).submit(within_reach(arrays, device), Options(deadline_s, keep=keep))
         return mapped(job, lambda result: finish(self._answered(result.values, dtype, keep)))
 
     def _asked(
@@ -273,9 +315,9 @@ def counting(root: Expr, weight: Expr | None, inputs: Iterable[Expr]) -> Expr:
     return root
 
 
-def within_reach(arrays: Mapping[int, Any]) -> Mapping[int, Any]:
+def within_reach(arrays: Mapping[int, Any], device: str | None = None) -> Mapping[int, Any]:
     """The arrays as the engine takes them: a server takes handles, the engine in this process the numbers."""
-    if any([type(a) is Handle for a in arrays.values()]) and remote() is None:
+    if any([type(a) is Handle for a in arrays.values()]) and (device or remote() is None):
         return {n: a.here() if isinstance(a, Handle) else a for n, a in arrays.items()}
     return arrays
 

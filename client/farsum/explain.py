@@ -59,13 +59,18 @@ class Explanation:
 
 
 def explained(
-    made: Computation, arrays: Mapping[int, Array], dtype: str, formula: str, ranges: Ranges | None = None
+    made: Computation,
+    arrays: Mapping[int, Array],
+    dtype: str,
+    formula: str,
+    ranges: Ranges | None = None,
+    device: str | None = None,
 ) -> Explanation:
     """The explanation of a reduction of these arrays. Raises what running it would raise for its arguments."""
     spec = made.spec("float64" if made.accuracy.wide else dtype)
     arrays = {n: plain(recast(a, spec.dtype)) for n, a in arrays.items()} | as_ranges(ranges)
     extent = check_arrays(spec, arrays)
-    outlook = prepared(spec).outlook(arrays)
+    outlook = prepared(spec, device).outlook(arrays)
     pairs = extent.pairs if ranges is None else _pairs_in(arrays, made.axis)
     flops = float(outlook.plan["flops"]) * (pairs / extent.pairs if extent.pairs else 0)
     return Explanation(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from farsum.arrays import Array, as_reals, checked, described, promoted
-from farsum.compute import Computation, accuracy_of, check_backend, counting
+from farsum.compute import Computation, accuracy_of, counting, device_of
 from farsum.futures import Submits, Submitted
 from farsum.tensors import home_of, is_array, is_tensor, one_home, recast
 from farsum_kernels.errors import (
@@ -116,8 +116,8 @@ class Genred(Submits):
     ) -> Any:
         """The reduction of these arrays, one per alias, of the shapes (..., M, D), (..., N, D) and (..., D).
 
-        backend      "auto" or "CPU"; a GPU where the engine has one
-        device_id    which GPU; without effect on the CPU
+        backend      "auto"; "CPU", or "GPU" and its kin, for a device of this process, or a server that has no other
+        device_id    which GPU of this process; without effect on the CPU
         ranges       six arrays of ints for a block-sparse reduction
         out          an array that receives the result and is returned
         deadline_s   give up after so many seconds
@@ -125,10 +125,10 @@ class Genred(Submits):
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
-        check_backend(backend)
+        device = device_of(backend, device_id)
         arrays, dtype = self.typed(args)
         names = {a.index: a.label for a in self._arguments}
-        return self.computation.run(arrays, dtype, names, ranges, out, deadline_s, keep)
+        return self.computation.run(arrays, dtype, names, ranges, out, deadline_s, keep, device)
 
     def submit(
         self,

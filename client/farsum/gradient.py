@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from farsum.arrays import Array, Input, as_numbers, as_ranges, as_reals
-from farsum.compute import PLAIN, Call, counting, evaluate
+from farsum.compute import Call, counting, device_of, evaluate
 from farsum.lazy import need
 from farsum.tensors import is_array, is_tensor, joined, recast, summed_to, zeros_like
 from farsum_kernels.errors import DtypeError, FormulaError, InputMissing, OperandError, ShapeError
@@ -286,7 +286,8 @@ def pulled_back(reduced: Reduced, v: Any, e: Any) -> Array:
     assert dtype is not None and isinstance(held, Input)
     arrays = reduced._held(dtype)
     spec, (own,) = remembering(made.spec(dtype))
-    call = PLAIN if reduced.ranges is None else Call(ranges=as_ranges(reduced.ranges))
+    ranges = {} if reduced.ranges is None else as_ranges(reduced.ranges)
+    call = Call(ranges=ranges, device=device_of(frame.backend))
     results = evaluate(spec, arrays, call)
     cotangents: list[Any] = [None] * len(results)
     cotangents[own] = _cotangent(e, results[own], reduced.is_complex)

@@ -132,4 +132,4 @@ def _saved(
 
 def _map(system: System) -> tuple[Spec, Call]:
     """The job A·p."""
-    return system.computation.spec(system.dtype), Call(ranges=as_ranges(system.ranges))
+    return system.computation.spec(system.dtype), Call(ranges=as_ranges(system.ranges), device=system.device)

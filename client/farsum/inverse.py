@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from farsum.arrays import Array, Slot, as_numbers, described
-from farsum.compute import check_backend
+from farsum.compute import device_of
 from farsum.lazy import Lazy, made_from, of_input
 from farsum.reduced import Reduced
 from farsum.systems import System, widened
@@ -73,13 +73,13 @@ class Inverse:
             *(tuple(a.shape[: -1 if h.category == P else -2]) for h, a in self._held(arrays))
         )
         arrays[place] = widened(b, batch)
-        options.pop("device_id", None)
-        check_backend(options.pop("backend", None) or "auto")
+        backend = options.pop("backend", None) or self._product.frame.backend
+        device = device_of(backend, options.pop("device_id", -1))
         ranges = options.pop("ranges", self._product.ranges)
         if options:
             raise TypeError(f"solve takes no option {next(iter(options))!r}")
         alpha = solving.pop("alpha")
-        system = System(self._product.computation, place, dtype, solving, ranges, deadline_s, keep)
+        system = System(self._product.computation, place, dtype, solving, ranges, deadline_s, keep, device)
         try:
             a = system.solved(arrays, alpha)
         except SolverDidNotConverge as error:

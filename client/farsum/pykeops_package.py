@@ -16,8 +16,9 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
+from farsum.compute import device_of
 from farsum.pykeops_alias import front_end
-from farsum_kernels.errors import AxisError, EngineMissing, FarsumError
+from farsum_kernels.errors import AxisError, CompilerMissing, DeviceMissing, EngineMissing, FarsumError
 
 __version__ = "2.3"  # of the pykeops whose names and conventions these are
 default_device_id = 0
@@ -79,8 +80,12 @@ def clean_pykeops(recompile_jit_binaries: bool = True) -> None:
 
 
 def has_gpu() -> bool:
-    """Whether the server that work goes to has a GPU; False without a server, nothing is sent then."""
-    return any(device["kind"] != "cpu" for device in _machine()[1])
+    """Whether backend="GPU" computes: on the server that work goes to, or without one in this process."""
+    try:
+        device_of("GPU")
+    except (CompilerMissing, DeviceMissing, EngineMissing):
+        return False
+    return True
 
 
 def has_torch() -> bool:

@@ -18,7 +18,7 @@ from farsum.arrays import (
     is_number,
     promoted,
 )
-from farsum.compute import Accuracy, check_backend, check_fits, computation, counting
+from farsum.compute import Accuracy, check_fits, computation, counting, device_of
 from farsum.frame import Frame, Ranges, renumbered
 from farsum.futures import Submits, Submitted
 from farsum.handle import put
@@ -216,18 +216,17 @@ class Reduced(Submits):
 
         Raises ShapeError or DtypeError, naming the argument, before anything is sent.
         """
-        if backend is not None:
-            check_backend(backend)
+        device = device_of(self.frame.backend if backend is None else backend, device_id)
         arrays, dtype, names = self._bound, self.frame.dtype, None
         if arrays is None or args:
             arrays, dtype, names = self._arranged(args)
         assert dtype is not None
         if out is not None and (self.is_complex or self._selection):
-            return self._into(out, arrays, dtype, ranges, deadline_s)
+            return self._into(out, arrays, dtype, ranges, deadline_s, device)
         # What is put in order again after the reduction has to be here for that.
         stays = keep and self._selection is None
         found = self.computation.run(
-            arrays, dtype, names, self.ranges if ranges is KEEP else ranges, out, deadline_s, stays
+            arrays, dtype, names, self.ranges if ranges is KEEP else ranges, out, deadline_s, stays, device
         )
         found = found if out is not None else self._finished(found)
         return put(found) if keep and not stays else found
@@ -243,7 +242,8 @@ class Reduced(Submits):
         stays = keep and self._selection is None
         finish = self._finished if stays or not keep else lambda found: put(self._finished(found))
         held = self.ranges if ranges is KEEP else ranges
-        return self.computation.submit(arrays, dtype, names, held, deadline_s, stays, finish)
+        device = device_of(self.frame.backend)
+        return self.computation.submit(arrays, dtype, names, held, deadline_s, stays, finish, device)
 
     def _finished(self, found: Any) -> Any:
         if self.is_complex:
@@ -251,10 +251,18 @@ class Reduced(Submits):
         return self._selection.restored(found, self.computation) if self._selection else found
 
     def _into(
-        self, out: Array, arrays: dict[int, Array], dtype: str, ranges: Any, deadline_s: float | None
+        self,
+        out: Array,
+        arrays: dict[int, Array],
+        dtype: str,
+        ranges: Any,
+        deadline_s: float | None,
+        device: str | None,
     ) -> Array:
         held = self.ranges if ranges is KEEP else ranges
-        found = self._finished(self.computation.run(arrays, dtype, None, held, None, deadline_s))
+        found = self._finished(
+            self.computation.run(arrays, dtype, None, held, None, deadline_s, device=device)
+        )
         check_fits(out, found.shape, dtype_name(found.dtype))
         out[...] = found
         return out
@@ -313,7 +321,9 @@ class Reduced(Submits):
         from farsum.explain import explained
 
         arrays, dtype, _ = self._arranged(args)
-        return explained(self.computation, arrays, dtype, self.formula, self.ranges)
+        return explained(
+            self.computation, arrays, dtype, self.formula, self.ranges, device_of(self.frame.backend)
+        )
 
 
 def _given(arg: Any, slot: Slot, name: str) -> Array:

@@ -8,7 +8,7 @@ Every reduction over i or j takes these options:
 
 call         False gives a callable object instead of computing, see `Reduced`
 backend      "auto" or "CPU"; a GPU where the engine has one
-device_id    which GPU; without effect on the CPU
+device_id    which GPU of this process; without effect on the CPU
 ranges       six arrays of ints for a block-sparse reduction; None for none, whatever `self.ranges` says
 mask, radius, segments
              which pairs take part, see `farsum.selection`
@@ -153,8 +153,7 @@ class Reductions(Lazy):
             frame, held = selection.arranged(frame), selection.ranges
         if backend is not KEEP:
             check_backend(backend)
-        elif frame.backend is not None:
-            check_backend(frame.backend)
+            frame = frame.but(backend=backend)
         accuracy = accuracy_of(reduction, dtype_acc, use_double_acc, sum_scheme)
         made = Reduced(frame, root, factor, reduction, axis, k, accuracy, held, complex_, selection)
         if not call or made.slots:
@@ -163,7 +162,7 @@ class Reductions(Lazy):
                     "out, deadline_s and keep belong to the call of the object that this gives"
                 )
             return made
-        return made(out=out, deadline_s=deadline_s, keep=keep)
+        return made(device_id=device_id, out=out, deadline_s=deadline_s, keep=keep)
 
 
 class RealReductions(Reductions):

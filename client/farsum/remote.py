@@ -48,6 +48,7 @@ class RemoteEngine:
         self.target = target
         self.session = Session(target, _version(), away_s)
         self._prepared: dict[Spec | Program, RemotePrepared] = {}
+        self._kinds: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"RemoteEngine({self.target!r})"
@@ -86,6 +87,7 @@ class RemoteEngine:
             {"name": d.name, "kind": d.kind, "threads": d.threads, "restarts": d.restarts}
             for d in info.devices
         ]
+        self._kinds = frozenset(d.kind for d in info.devices)
         return {
             "target": self.target,
             "version": info.version,
@@ -94,6 +96,13 @@ class RemoteEngine:
             "protocols": (info.oldest_protocol, info.newest_protocol),
             "round_trip_s": took,
         }
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of the server's devices, "cpu" and "cuda", as they were when it was asked last."""
+        if not self._kinds:
+            self.ping()
+        return self._kinds
 
     # ── handles ───────────────────────────────────────────────────────────────────────────────────
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from farsum.arrays import as_numbers, as_reals, checked, described, is_complex
-from farsum.compute import check_backend
+from farsum.compute import device_of
 from farsum.genred import Genred, common_dtype
 from farsum.solvers import ConjugateGradientSolver, KernelLinearSolver, conjugate_gradient
 from farsum.systems import System, widened
@@ -153,13 +153,13 @@ class KernelSolve:
         Raises ShapeError or DtypeError, naming the argument, before anything is sent; SolverDidNotConverge,
         with the iterate and the residuals; DeadlineExceeded.
         """
-        check_backend(backend)
+        device = device_of(backend, device_id)
         held = self._checked(args)
         place = self._solved.index
         arrays, dtype = self._sum.typed(held)
         pairs = is_complex(args[place])
         options = {"eps": eps, "max_iterations": max_iterations, "method": method, "precond": precond}
-        system = System(self._sum.computation, place, dtype, options, ranges, deadline_s, keep)
+        system = System(self._sum.computation, place, dtype, options, ranges, deadline_s, keep, device)
         try:
             a = system.solved(arrays, alpha)
         except SolverDidNotConverge as error:

@@ -33,6 +33,7 @@ class System:
     ranges       of the sum
     deadline_s   for all products together
     keep         leave the solution where it is computed
+    device       of this process that is to compute; None leaves it to the engine at hand
     """
 
     computation: Computation
@@ -42,6 +43,7 @@ class System:
     ranges: Sequence[Array] | None = None
     deadline_s: float | None = None
     keep: bool = False
+    device: str | None = None
 
     def solved(self, arrays: Mapping[int, Any], alpha: Any) -> Any:
         """a, of the shape and dtype of b, which has every batch axis. Tensors are differentiated through.
@@ -53,7 +55,8 @@ class System:
 
             return solved(self, arrays, alpha)
         rule = solve_by(arrays[self.unknown], self.unknown, alpha, **self.options)
-        (a,) = found(self.computation, arrays, self.dtype, rule, self.ranges, self.deadline_s, self.keep)
+        call = self.ranges, self.deadline_s, self.keep, self.device
+        (a,) = found(self.computation, arrays, self.dtype, rule, *call)
         return a
 
 
@@ -126,6 +129,7 @@ def found(
     ranges: Sequence[Array] | None = None,
     deadline_s: float | None = None,
     keep: bool = False,
+    device: str | None = None,
 ) -> tuple[Any, ...]:
     """What a method finds for the sum of these arrays; that of the unknown is the right-hand side, or the start.
 
@@ -156,7 +160,8 @@ def found(
     step = Step(outputs, spec, tuple(arguments), method)
     options = progress.options(deadline_s, keep)
     try:
-        values = prepared(Program(tuple(inputs), (step,), outputs)).run(within_reach(given), options).values
+        job = prepared(Program(tuple(inputs), (step,), outputs), device)
+        values = job.run(within_reach(given, device), options).values
     finally:
         progress.done(options)
     return tuple(v if isinstance(v, Handle) else handle_of(v) for v in values) if keep else values

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _lock = threading.RLock()
 _connected: RemoteEngine | None = None
-_embedded: Engine | None = None
+_embedded: dict[str, Engine] = {}
 
 
 def connect(target: str, **options: float) -> RemoteEngine:
@@ -57,11 +57,14 @@ def remote() -> RemoteEngine | None:
     return _connected if engine() is _connected else None
 
 
-def embedded() -> Engine:
-    """The engine of this process, made on first use."""
-    global _embedded
+def embedded(device: str | None = None) -> Engine:
+    """The engine of this process on a device, by default that of FARSUM_DEVICE, else the CPU; made on first use.
+
+    Raises EngineMissing, and DeviceMissing where there is no such device.
+    """
+    device = device or own_device()
     with _lock:
-        if _embedded is None:
+        if device not in _embedded:
             try:
                 # The one place where the client reaches for the server's code: the same engine, in process.
                 from farsum_server.engine import LocalEngine
@@ -69,13 +72,18 @@ def embedded() -> Engine:
                 raise EngineMissing(
                     f"the engine cannot be imported: {error}; pip install 'farsum[cpu]'"
                 ) from error
-            _embedded = LocalEngine()
-        return _embedded
+            _embedded[device] = LocalEngine(device=device)
+        return _embedded[device]
 
 
-def prepared(spec: Spec | Program) -> Prepared:
-    """The reduction or program, ready on the engine that work goes to now."""
-    return engine().prepare(spec)
+def own_device() -> str:
+    """Where this process computes unless it is asked for another device."""
+    return os.environ.get("FARSUM_DEVICE") or "cpu"
+
+
+def prepared(spec: Spec | Program, device: str | None = None) -> Prepared:
+    """The reduction or program, ready on the engine that work goes to now, or on a device of this process."""
+    return (embedded(device) if device else engine()).prepare(spec)
 
 
 def ping(target: str | None = None) -> dict[str, Any]:

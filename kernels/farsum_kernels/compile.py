@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from farsum_kernels.job import Extent, Spec
 from farsum_kernels.plan import Plan
 
 KERNELS_KEPT = 512
+GPU = re.compile(r"cuda(?::(\d+))?")
+GPUS = re.compile(rf"{GPU.pattern}(\+{GPU.pattern})*")
 
 
 class Launch(Protocol):
@@ -43,8 +46,10 @@ class Kernel(Protocol):
         """Raise FormulaTooLarge when rows cannot be counted on this device."""
         ...
 
-    def launch(self, arrays: Mapping[int, Any], extent: Extent) -> Launch:
-        """Bind arrays of the right shapes and dtype."""
+    def launch(
+        self, arrays: Mapping[int, Any], extent: Extent, digests: Mapping[int, bytes] | None = None
+    ) -> Launch:
+        """Bind arrays of the right shapes and dtype. A device keeps copies of those that have a digest."""
         ...
 
 
@@ -66,15 +71,16 @@ class Backend(Protocol):
 
 
 def backend_for(device: str, threads: int | None = None) -> Backend:
-    """The backend of "cpu", or of "cuda:0" and so on.
+    """The backend of "cpu", of "cuda:0" and so on, or of "cuda:0+cuda:1" for two GPUs that share each job.
 
     Raises EngineMissing when it is not installed, DeviceMissing when there is no such device.
     """
-    kind, _, number = device.partition(":")
-    if kind == "cuda" and (number or "0").isdecimal():
+    if numbers := GPUS.fullmatch(device):
         from farsum_kernels.backends.cuda.backend import CudaBackend
+        from farsum_kernels.backends.cuda.split import SplitBackend
 
-        return CudaBackend(int(number or 0))
+        gpus = [CudaBackend(int(number or 0)) for number in dict.fromkeys(GPU.findall(numbers[0]))]
+        return gpus[0] if len(gpus) == 1 else SplitBackend(gpus)
     if device == "cpu":
         from farsum_kernels.backends.cpu.backend import CpuBackend
 

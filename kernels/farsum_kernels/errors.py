@@ -32,7 +32,7 @@
     ├── WorkerDied                           the process that ran the job ended under it
     ├── EngineMissing (ImportError, KeyError) no engine is installed and no target is set
     │   └── WheelMismatch                    the installed CuPy cannot work with the GPU's driver, or there are two
-    ├── DeviceMissing (RuntimeError)         no such GPU here, or its driver does not answer
+    ├── DeviceMissing (RuntimeError, KeyError) no such GPU here, or its driver does not answer
     │   └── DriverTooOld                     the GPU's driver is older than the installed CUDA libraries
     ├── CompilerMissing (ImportError)        the library that compiles for GPUs is not installed, or does not know the GPU
     ├── DeviceFull (MemoryError)             the GPU has no room for the job, however it is cut up
@@ -260,7 +260,7 @@ class WheelMismatch(EngineMissing):
     """The installed CuPy is not the one for this machine's driver, does not load, or there are two of them."""
 
 
-class DeviceMissing(FarsumError, RuntimeError):
+class DeviceMissing(FarsumError, RuntimeError, KeyError):
     """There is no such GPU in this machine, or its driver does not answer."""
 
     status = Status.INCOMPATIBLE

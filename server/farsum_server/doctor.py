@@ -57,7 +57,8 @@ def examine(target: str | None = None, config: Path | None = None) -> Iterator[C
     yield from _guarded("settings", lambda: _settings(config, settings))
     if target:
         yield from _guarded("server", lambda: _server(target))
-    wanted = (settings[0].device if settings else os.environ.get("FARSUM_DEVICE", "cpu")).split(",")
+    device = settings[0].device if settings else os.environ.get("FARSUM_DEVICE", "cpu")
+    wanted = re.split("[,+]", device)
     yield from _guarded("cache", _cache)
     yield from _guarded("cpu", _cpu, "failed" if "cpu" in wanted else "warning")
     yield from _gpus([device for device in wanted if device.startswith("cuda")])

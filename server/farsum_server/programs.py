@@ -52,6 +52,7 @@ class ProgramRun:
     arrays    the inputs by place, checked here
     kernel    compiles a reduction, or finds it compiled
     outputs   arrays that receive the results
+    digests   of inputs, by place: what a device may keep copies by
     """
 
     def __init__(
@@ -60,8 +61,11 @@ class ProgramRun:
         arrays: Mapping[int, Array],
         kernel: Callable[[Spec], Kernel],
         outputs: Sequence[Array] | None = None,
+        digests: Mapping[int, bytes] | None = None,
     ) -> None:
         program.check(arrays)
+        # By the arrays themselves: a value that was converted, or taken apart, is another one.
+        self._digests = {id(arrays[n]): (arrays[n], digest) for n, digest in (digests or {}).items()}
         self._program = program
         self._into = outputs
         self._values: Values = {value.name: arrays[n] for n, value in enumerate(program.inputs)}
@@ -143,7 +147,8 @@ class ProgramRun:
     def _reduced(
         self, bound: _Bound, arrays: Mapping[int, Array], extent: Extent, begun: float, cost: float
     ) -> Generator[None, None, tuple[Array, ...]]:
-        launch = bound.kernel.launch(arrays, extent)
+        known = {n: self._digests[id(a)][1] for n, a in arrays.items() if id(a) in self._digests}
+        launch = bound.kernel.launch(arrays, extent, known)
         while (share := launch.step()) < 1.0:
             self._share = max(self._share, begun + share * cost)
             yield

@@ -60,8 +60,9 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         default="cpu",
-        pattern=r"^(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*$",
-        description="what computes: cpu, cuda:0, or several with commas between them, one worker each",
+        pattern=r"^(cpu|cuda(:\d+)?(\+cuda:\d+)*)(,(cpu|cuda(:\d+)?(\+cuda:\d+)*))*$",
+        description="what computes: cpu, cuda:0, or several with commas between them, one worker each; "
+        "cuda:0+cuda:1 is one worker that shares each job out between two GPUs",
     )
     threads: int = Field(default=0, ge=0, description="threads of one job; 0: all cores")
     store_bytes: int = Field(

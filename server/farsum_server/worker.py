@@ -58,14 +58,14 @@ class Worker:
         """Bind a job. Its results are written into `outputs` when given, C-ordered arrays of the right shapes.
 
         digests   of the contents of those arrays that have one, 32 bytes: what a device may keep copies by.
-                  Without effect here, where the arrays lie in memory that the CPU reads
+                  Without effect on the CPU, which reads the arrays where they lie
 
         Raises ShapeError and DtypeError for arrays that do not fit.
         """
         if isinstance(spec, Program):
-            return ProgramRun(spec, arrays, self.kernel, outputs)
+            return ProgramRun(spec, arrays, self.kernel, outputs, digests)
         extent = check_arrays(spec, arrays)
-        return Run(self.kernel(spec), arrays, extent, outputs)
+        return Run(self.kernel(spec), arrays, extent, outputs, digests)
 
 
 class Run:
@@ -77,8 +77,9 @@ class Run:
         arrays: Mapping[int, Array],
         extent: Extent,
         outputs: Sequence[Array] | None = None,
+        digests: Mapping[int, bytes] | None = None,
     ) -> None:
-        self._launch = kernel.launch(arrays, extent)
+        self._launch = kernel.launch(arrays, extent, digests)
         self._outputs = outputs
 
     @property

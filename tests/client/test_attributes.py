@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from farsum.numpy import ComplexLazyTensor, LazyTensor, Pm, Vi, Vj
 from farsum.reduced import Reduced
-from farsum_kernels.errors import EngineMissing, FormulaError, ShapeError
+from farsum_kernels.errors import DeviceMissing, FormulaError, ShapeError
 
 mark = pytest.mark
 rng = np.random.default_rng(0)
@@ -245,7 +245,7 @@ def test_the_backend_is_used_and_kept() -> None:
 
 @mark.parity("L-50")
 @mark.parametrize(
-    ("backend", "error"), [("GPU", EngineMissing), ("GPU_1D", EngineMissing), ("cpu", FormulaError)]
+    ("backend", "error"), [("GPU", DeviceMissing), ("GPU_1D", DeviceMissing), ("cpu", FormulaError)]
 )
 def test_a_backend_that_is_not_there(backend: str, error: type[Exception]) -> None:
     K = gaussian()

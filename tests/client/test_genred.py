@@ -12,9 +12,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from farsum.numpy import Genred, generic_argkmin, generic_argmin, generic_logsumexp, generic_sum
 from farsum_kernels.errors import (
     AxisError,
+    DeviceMissing,
     DimensionError,
     DtypeError,
-    EngineMissing,
     FarsumError,
     FormulaError,
     OperandError,
@@ -336,7 +336,7 @@ def test_misuse_of_the_constructor(build, error: type[Exception], words: str) ->
         pytest.param(lambda f: f(x[0], y), ShapeError, r"x has shape \(3,\)", marks=mark.parity("X-14")),
         pytest.param(lambda f: f(x.astype(int), y), DtypeError, "x of shape .* has dtype int64", marks=mark.parity("G-25", "E-30")),
         pytest.param(lambda f: f(x, y, backend="cpu"), FormulaError, "is not one of auto, CPU", marks=mark.parity("E-28")),
-        pytest.param(lambda f: f(x, y, backend="GPU_1D"), EngineMissing, "needs a CUDA engine", marks=mark.parity("X-81", "E-28")),
+        pytest.param(lambda f: f(x, y, backend="GPU_1D"), DeviceMissing, "needs a CUDA engine", marks=mark.parity("X-81", "E-28")),
     ],
 )  # fmt: skip
 def test_misuse_of_the_call(call, error: type[Exception], words: str) -> None:

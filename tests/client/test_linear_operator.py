@@ -12,8 +12,8 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator, cg, eigsh, svd
 
 from farsum.numpy import ComplexLazyTensor, LazyTensor, Pm, Vi, Vj
 from farsum_kernels.errors import (
+    DeviceMissing,
     DtypeError,
-    EngineMissing,
     FarsumError,
     FormulaError,
     OperandError,
@@ -109,7 +109,7 @@ def test_options_of_a_product() -> None:
     for product in (K.matvec, K.__matmul__):
         assert_allclose(product(v, ranges=ranges), (dense * seen) @ v)
         assert_allclose(product(b, backend="CPU", use_double_acc=True), dense @ b)
-        with pytest.raises(EngineMissing, match="GPU_1D"):
+        with pytest.raises(DeviceMissing, match="GPU_1D"):
             product(b, backend="GPU_1D")
         with pytest.raises(TypeError, match="backendd"):
             product(b, backendd="CPU")

@@ -13,8 +13,8 @@ from farsum.numpy import LazyTensor, Pm, Vi, Vj
 from farsum.reduced import Reduced
 from farsum_kernels.errors import (
     AxisMissing,
+    DeviceMissing,
     DtypeError,
-    EngineMissing,
     FormulaError,
     OperandError,
     ShapeError,
@@ -238,7 +238,7 @@ def test_gpu_backends_are_refused_where_there_is_no_gpu(backend: str) -> None:
         lambda: D_ij.sum(axis=1, call=False)(backend=backend),
         lambda: (Vi(0, 3) | y_j).sum(axis=1)(x, backend=backend),
     ):
-        with pytest.raises(EngineMissing, match=f"{backend}.*CUDA") as caught:
+        with pytest.raises(DeviceMissing, match=f"{backend}.*CUDA") as caught:
             use()
         assert isinstance(caught.value, KeyError)
 
@@ -401,7 +401,7 @@ def test_long_vectors_honour_every_option(lazy: Callable[[], Any], dense: np.nda
     assert made.sum(axis=axis, out=out) is out
     assert_allclose(out, want)
     assert_allclose(made.sum(axis=axis, ranges=RANGES), (dense * SEEN[..., None]).sum(axis))
-    for backend, error in [("GPU", EngineMissing), ("bogus", FormulaError)]:
+    for backend, error in [("GPU", DeviceMissing), ("bogus", FormulaError)]:
         with pytest.raises(error, match=backend):
             made.sum(axis=axis, backend=backend)
     with pytest.raises(FormulaError, match="dtype_acc"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from farsum.numpy import ComplexLazyTensor, Genred, KernelSolve, LazyTensor, Vi, Vj
-from farsum_kernels.errors import EngineMissing, FormulaError
+from farsum_kernels.errors import DeviceMissing, FormulaError
 
 mark = pytest.mark
 rng = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def test_gpu_words_are_known_and_refused_without_a_gpu(word: str) -> None:
         lambda: x_i.sqdist(y_j).sum(axis=1, call=False)(backend=word),
     ]
     for call in calls:
-        with pytest.raises(EngineMissing, match="needs a CUDA engine") as caught:
+        with pytest.raises(DeviceMissing, match="needs a CUDA engine") as caught:
             call()
         assert isinstance(caught.value, KeyError)
 

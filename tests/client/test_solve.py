@@ -15,9 +15,9 @@ from farsum.solve import KernelSolve
 from farsum_kernels.errors import (
     AxisError,
     DeadlineExceeded,
+    DeviceMissing,
     DimensionError,
     DtypeError,
-    EngineMissing,
     FormulaError,
     OperandError,
     ShapeError,
@@ -88,7 +88,7 @@ def test_alpha_and_eps_go_by_name() -> None:
     wanted = {"backend": "auto", "device_id": -1, "alpha": 1e-10, "eps": 1e-6, "ranges": None}
     assert defaults.items() >= wanted.items()
     assert_allclose(solve(x, x, b, p, backend="CPU", device_id=0, alpha=ALPHA, eps=1e-10), EXACT, atol=1e-9)
-    with pytest.raises(EngineMissing):
+    with pytest.raises(DeviceMissing):
         solve(x, x, b, p, backend="GPU")
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends.cuda.layout import Gpu
+from farsum_kernels.errors import DeviceFull
 from tests.cuda import emulate
+
+Pace = Literal["at once", "early copies", "late copies"]
 
 
 class EmulatedModule:
@@ -19,31 +23,125 @@ class EmulatedModule:
     def launch(
         self, name: str, grid: tuple[int, int], block: tuple[int, int], shared: int, args: Sequence[Any]
     ) -> None:
-        emulate.launch(self._module, name, grid, block, shared, args, order=self._driver.order)
+        driver = self._driver
+        driver.launches.append(name)
+        driver.queue(
+            lambda: emulate.launch(self._module, name, grid, block, shared, args, order=driver.order)
+        )
 
 
 class EmulatedDriver:
-    """A small device: few processors, so that small jobs are cut into splits and slices too."""
+    """A small device: few processors, so that small jobs are cut into splits and slices too.
 
-    def __init__(self, order: emulate.Order = "forward", processors: int = 2, rate: float = 1e15) -> None:
-        self.gpu = Gpu(processors, rate)
-        self.order = order
+    budget   bytes of its memory, None for all there is; past them `empty` raises DeviceFull
+    claims   bytes that `room` says there are, where that is not the truth
+    pace     when things happen: each when it is asked for; or kernels only when somebody waits, and copies beside
+             them as soon, or as late, as they may
+    """
+
+    name, arch = "an emulated device", 90
+
+    def __init__(
+        self,
+        order: emulate.Order = "forward",
+        processors: int = 2,
+        rate: float = 1e15,
+        budget: int | None = None,
+        claims: int | None = None,
+        pace: Pace = "at once",
+    ) -> None:
+        self.total_bytes = budget or 1 << 32
+        self.gpu = Gpu(processors, rate, self.total_bytes // 4)
+        self.order, self.pace = order, pace
+        self.budget, self.claims = budget or 1 << 62, claims
+        self.held = self.peak = self.uploaded = 0
+        self.launches: list[str] = []
+        self.seconds: Callable[[list[str]], float] = len
+        self._queue: list[Callable[[], None]] = []
+        self._begun = 0  # tasks of the queue that are done, since the beginning
+        self._copies: list[
+            tuple[int, Callable[[], None]]
+        ] = []  # not yet made, by the place where they are waited for
+
+    # ── kernels ───────────────────────────────────────────────────────────────────────────────────
 
     def load(self, source: str) -> EmulatedModule:
         return EmulatedModule(emulate.compile(source), self)
 
-    def upload(self, array: NDArray[Any]) -> NDArray[Any]:
-        return np.array(array, order="C") if array.size else np.zeros(1, array.dtype)
+    def queue(self, task: Callable[[], None]) -> None:
+        self._queue.append(task)
+        if self.pace == "at once":
+            self._run()
+
+    def _run(self, upto: int | None = None) -> None:
+        """What is queued, in order, up to a mark."""
+        while self._queue and (upto is None or self._begun < upto):
+            self._copy(self._begun)
+            self._queue.pop(0)()
+            self._begun += 1
+
+    def _copy(self, before: int) -> None:
+        while self._copies and self._copies[0][0] <= before:
+            self._copies.pop(0)[1]()
+
+    # ── memory ────────────────────────────────────────────────────────────────────────────────────
 
     def empty(self, count: int, dtype: str) -> NDArray[Any]:
+        size = max(1, count) * np.dtype(dtype).itemsize
+        if self.held + size > self.budget:
+            raise DeviceFull(f"{size} bytes, {self.budget - self.held} of {self.budget} are free")
         made = np.empty(max(1, count), dtype)
         made.view(np.uint8)[:] = 0xFF  # NaN, or indices that no array has
+        self.held += size
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(made, self._free, size)
+        return made
+
+    def _free(self, size: int) -> None:
+        self.held -= size
+
+    def timed(self, queue: Callable[[], None]) -> float:
+        before = len(self.launches)
+        queue()
+        self._run()
+        # What a kernel takes here says nothing of a device: a test says it.
+        return self.seconds(self.launches[before:])
+
+    def room(self) -> int:
+        return self.budget - self.held if self.claims is None else self.claims
+
+    def release(self) -> None:
+        self._run()
+
+    def upload(self, array: NDArray[Any]) -> NDArray[Any]:
+        made = self.empty(array.size, array.dtype.name)
+        made[: array.size] = array.reshape(-1)
+        self.uploaded += array.nbytes
         return made
 
     def download(self, buffer: NDArray[Any], into: NDArray[Any]) -> None:
+        self._run()
         into.reshape(-1)[:] = buffer[: into.size]
 
-    def mark(self) -> None:
-        """Launches are done when they return."""
+    def mark(self) -> int:
+        return self._begun + len(self._queue)
 
-    def wait(self, mark: None) -> None: ...
+    def wait(self, mark: int) -> None:
+        self._run(mark)
+        self._copy(mark)
+
+    def pinned(self, count: int, dtype: str) -> NDArray[Any]:
+        return np.full(max(1, count), 0xFF, np.uint8).repeat(np.dtype(dtype).itemsize).view(dtype)
+
+    def send(self, source: NDArray[Any], buffer: NDArray[Any], after: int | None) -> int:
+        def copy() -> None:
+            buffer[: source.size] = source
+            self.uploaded += source.nbytes
+
+        if after is not None and self.pace != "late copies":
+            self._run(after)
+        if self.pace == "late copies":
+            self._copies.append((self.mark(), copy))
+        else:
+            copy()
+        return self.mark()

@@ -13,6 +13,7 @@ import pytest
 
 from farsum_kernels.backends import cache
 from farsum_kernels.backends.cuda import nvrtc
+from farsum_kernels.backends.cuda.fold import fold_text
 from farsum_kernels.backends.cuda.launch import Kernel
 from farsum_kernels.errors import CompilerMissing, InternalError
 from farsum_kernels.job import Spec
@@ -67,6 +68,15 @@ def test_every_kind_of_kernel_compiles(case) -> None:
     kernel = Kernel(case.spec, Unloaded())
     cubin, usage = nvrtc.compile(kernel.variant(0).text.source, 90)
     assert cubin.startswith(b"\x7fELF") and set(usage) == {"reduce", "combine"}
+
+
+@pytest.mark.parametrize("name", ["W1", "W6-3", "W9", "gradient-100"])
+def test_what_carries_states_compiles(name: str) -> None:
+    kernel = Kernel(WORKLOADS[name], Unloaded())
+    layout = kernel.layouts[0]
+    source = fold_text(kernel.program, kernel.parts, kernel.spec.dtype, kernel.computed, layout)
+    _, usage = nvrtc.compile(source, 90)
+    assert set(usage) == {"fold"} and usage["fold"].spilled_bytes == 0
 
 
 def test_a_cubin_is_whole() -> None:

@@ -52,6 +52,22 @@ def gaussian(dim: int, m: int, n: int, batch: tuple[int, ...] = ()) -> Job:
     return Job(spec, {0: x, 1: y, 2: b}, Extent(m, n, batch), np.exp(-squares(x, y)) @ b.astype(np.float64))
 
 
+def in_float64() -> Job:
+    single = gaussian(3, 150, 300)
+    spec = Spec(single.spec.formula, "Sum", 1, "float64")
+    arrays = {n: a.astype(np.float64) for n, a in single.arrays.items()}
+    return Job(spec, arrays, single.extent, single.truth, tolerance=1e-14)
+
+
+def laplacian() -> Job:
+    """Enough rows for the widest layout, in which some rows of a thread take polynomials."""
+    single = gaussian(3, 1000, 140)
+    distance = node("Norm2", node("Subtract", variable(0, 3, I), variable(1, 3, J)))
+    spec = Spec(node("Mult", node("Exp", node("Minus", distance)), variable(2, 1, J)), "Sum", 1, "float32")
+    x, y, b = (a.astype(np.float64) for a in single.arrays.values())
+    return Job(spec, single.arrays, single.extent, np.exp(-np.sqrt(squares(x, y))) @ b)
+
+
 def distances(reduction: str, k: int = 0) -> Job:
     """Points with small integer coordinates: equal distances abound, and float32 is exact."""
     rng = np.random.default_rng(k)
@@ -116,6 +132,8 @@ JOBS: dict[str, Callable[[], Job]] = {
     "large total": large_total,
     "logsumexp": lambda: distances("LogSumExp"),
     "argmin": lambda: distances("ArgMin"),
+    "float64": in_float64,
+    "laplacian": laplacian,
     "list": lambda: distances("ArgKMin", 4),
     "filter": lambda: filtered(0),
     "filter, list": lambda: filtered(5),
@@ -183,6 +201,14 @@ FAULTS = [
     ("lists are combined in the wrong order", "list", r"mine < index", "mine > index"),
     ("an index stays where its value moved", "list", r"\? s0_1\[r\]\[s\] : (j\d+)\)", r"? \1 : \1)"),
     ("every member of a batch reads the first", "batch", r"task\[0\] \* 3 \+ 1", "1"),
+    ("half of the table is not filled", "float64", r"k \+= blockDim.x\)", "k += 2 * blockDim.x)"),
+    (
+        "a power of the table at a wrong place",
+        "float64",
+        r"n & \(FS_POWERS - 1\)",
+        "(n ^ 1) & (FS_POWERS - 1)",
+    ),
+    ("an exponent of a polynomial is off", "laplacian", r"0x3f800000u\)", "0x3f000000u)"),
     ("the bound is dropped", "filter", r"fs_fma\(by_size\[r\], size, .*base\[r\]\)\)", "base[r]"),
     ("what still waits is not verified", "filter", r"while \(count > 0\)", "while (false)"),
     ("a copy to shared memory is not waited for", "filter", r"fs_copy_wait<0>\(\);", ""),

@@ -1,4 +1,4 @@
-"""The code of the README and of the quickstart runs, as a newcomer would run it: with the embedded engine."""
+"""The code of the README and of the documentation runs, as a newcomer would run it: with the embedded engine."""
 
 from __future__ import annotations
 
@@ -8,35 +8,31 @@ from typing import Any
 
 import pytest
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    ("page", "prints"),
-    [
-        ("README.md", "(10000, 1) (10000, 5)\n"),
-        ("docs/quickstart.md", ""),
-        ("docs/lazytensor.md", "350000 0\n"),
-    ],
-)
-def test_python_blocks_run(root: Path, page: str, prints: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = blocks(root / page, "python")
-    assert found
-    names: dict[str, Any] = {}
-    for block in found:
-        exec(compile(block, page, "exec"), names)
-    assert capsys.readouterr().out == prints
+# The page on pykeops replaces a module of the process: its lines are those of tests/client/test_pykeops_alias.py.
+PAGES = ["README.md", *(f"docs/{p.name}" for p in sorted(DOCS.glob("*.md")) if blocks(p, "python"))]
+PAGES.remove("docs/pykeops.md")
 
 
-@pytest.mark.parametrize("page", ["quickstart.md", "lazytensor.md"])
-def test_pages_say_the_shapes_that_come_out(root: Path, page: str) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run_and_give_what_they_say(
+    root: Path, page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shapes that a comment names are those of what its line defines; a comment after `print` is what it prints."""
     names: dict[str, Any] = {}
-    for block in blocks(root / "docs" / page, "python"):
+    printed: list[str] = []
+    for block in blocks(root / page, "python"):
         exec(compile(block, page, "exec"), names)
         for name, shape in re.findall(r"^(\w+) = .*# (\(\d[\d, ]*\))", block, re.MULTILINE):
             assert str(names[name].shape) == shape, name
+        printed += re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == printed
 
 
 def test_commands_exist(root: Path) -> None:

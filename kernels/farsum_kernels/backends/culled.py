@@ -37,6 +37,10 @@ class Run(Protocol):
 
     def results(self) -> tuple[Array, ...]: ...
 
+
+class CulledRun(Run, Protocol):
+    """A launch of a job of which little is left."""
+
     def worst(self) -> Array:
         """The value of each row that a better one must beat, task by task."""
         ...
@@ -55,7 +59,7 @@ class Kernel(culling.Subject, Protocol):
         """A job with every pair that its arrays ask for."""
         ...
 
-    def bind_culled(self, arrays: Mapping[int, Array], extent: Extent) -> Run:
+    def bind_culled(self, arrays: Mapping[int, Array], extent: Extent) -> CulledRun:
         """The same, where the blocks of the job have `culled_rows` rows."""
         ...
 

@@ -13,7 +13,7 @@ second time from the last column to the first, and rows for which the two do not
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -342,6 +342,19 @@ def term_bounds(program: Program, boxes: Sequence[Bounds], dtype: str) -> tuple[
         low, high = values[program.terms[0].value[0]]
         # Every operation rounds once, by an ulp of the largest number on the way.
         return low, high, largest * (_ROUNDING[dtype] * 2 * len(program.code))
+
+
+def never_positive(program: Program, n: int) -> bool:
+    """Is value n of a program at most 0, or NaN, whatever the inputs are?"""
+    if any(
+        instr.prim is Prim.FOLD or any(isinstance(s, Loop) for s in scope)
+        for instr, scope in zip(program.code, program.scopes, strict=True)
+    ):
+        return False
+    whole = Program(program.slots, program.code, program.scopes, (replace(program.terms[0], value=(n,)),))
+    boxes = [(np.full((1, v.params[1]), -np.inf), np.full((1, v.params[1]), np.inf)) for v in program.slots]
+    _, high, _ = term_bounds(whole, boxes, "float32")
+    return bool((high <= 0).all())
 
 
 def _anything() -> Bounds:

@@ -6,7 +6,7 @@ Every failure of CUDA is translated here. After a fault nothing on the device wo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from farsum_kernels.backends.cuda import nvrtc
 from farsum_kernels.backends.cuda.installed import device_count, open_cupy
 from farsum_kernels.backends.cuda.layout import Gpu
+from farsum_kernels.backends.cuda.modules import Modules
 from farsum_kernels.errors import DeviceFault, DeviceFull, DeviceMissing
 
 Array = NDArray[Any]
 
 LANES = 128  # multiply-adds of one processor in one cycle
 STATE_SHARE = 4  # states of a job take at most this part of the device's memory
-MAX_MODULES = (
-    512  # loaded at once: CuPy remembers every module, so past this all are dropped and loaded on demand
-)
+MAX_MODULES = 512  # loaded at once
 
 _MEMORY = 2
 
@@ -66,13 +65,13 @@ class CudaDriver:
             clock_hz = device.attributes.get("ClockRate", 1_500_000) * 1e3
             processors = int(properties["multiProcessorCount"])
             self._stream = cupy.cuda.Stream(non_blocking=True)
+            self._copies = cupy.cuda.Stream(non_blocking=True)
             self._pool = cupy.cuda.MemoryPool()
         self.gpu = Gpu(processors, processors * clock_hz * LANES, self.total_bytes // STATE_SHARE)
         nvrtc.compiler()
         # CuPy loads from a path, and a path that it has seen must never hold other bytes.
         self._folder = tempfile.TemporaryDirectory(prefix="farsum-cubin-")
-        self._functions: dict[tuple[Path, str], Any] = {}
-        self._loaded: dict[Path, Any] = {}
+        self._modules = Modules(lambda path: cupy.RawModule(path=str(path)), self._unload, MAX_MODULES)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -105,19 +104,9 @@ class CudaDriver:
             path.write_bytes(code)
         return CudaModule(self, path)
 
-    def _function(self, path: Path, name: str) -> Any:
-        if (path, name) not in self._functions:
-            if path not in self._loaded:
-                if len(self._loaded) >= MAX_MODULES:
-                    self._drop_modules()
-                self._loaded[path] = self._cupy.RawModule(path=str(path))
-            self._functions[path, name] = self._loaded[path].get_function(name)
-        return self._functions[path, name]
-
-    def _drop_modules(self) -> None:
+    def _unload(self) -> None:
+        # CuPy memoises modules by their path; a kernel must not run when its code goes.
         self._stream.synchronize()
-        self._functions.clear()
-        self._loaded.clear()
         self._cupy.clear_memo()
 
     def launch(
@@ -132,7 +121,7 @@ class CudaDriver:
         """Queue a kernel; see `Module.launch`."""
         with self._translated(), self._cupy.cuda.Device(self.number), self._stream:
             pointers = tuple(np.int64(0) if a is None else a for a in args)
-            self._function(path, name)(grid, block, pointers, shared_mem=shared)
+            self._modules.function(path, name)(grid, block, pointers, shared_mem=shared)
 
     # ── memory ────────────────────────────────────────────────────────────────────────────────────
 
@@ -144,22 +133,42 @@ class CudaDriver:
             try:
                 memory = self._pool.malloc(size)
             except cupy.cuda.memory.OutOfMemoryError:
-                self._stream.synchronize()
-                self._pool.free_all_blocks()
+                self.release()
                 memory = self._pool.malloc(size)
             return cupy.ndarray(max(1, count), dtype, memory)
+
+    def timed(self, queue: Callable[[], None]) -> float:
+        """Seconds that the device takes for what is queued by a call; waits for it."""
+        with self._translated(), self._cupy.cuda.Device(self.number):
+            begin, end = (self._cupy.cuda.Event() for _ in range(2))
+            begin.record(self._stream)
+            queue()
+            end.record(self._stream)
+            end.synchronize()
+            return float(self._cupy.cuda.get_elapsed_time(begin, end)) / 1e3
+
+    def room(self) -> int:
+        """Bytes that `empty` can still give: what is free on the device, and what earlier jobs left in the pool."""
+        return self.memory()[0] + int(self._pool.free_bytes())
+
+    def release(self) -> None:
+        """Give back to the device what no buffer holds any more."""
+        with self._translated(), self._cupy.cuda.Device(self.number):
+            self._stream.synchronize()
+            self._copies.synchronize()
+            self._pool.free_all_blocks()
 
     def upload(self, array: Array) -> Any:
         """A copy of a C-ordered array on the device."""
         buffer = self.empty(array.size, array.dtype.name)
         if array.size:
-            with self._translated():
+            with self._translated(), self._cupy.cuda.Device(self.number):
                 buffer.set(np.ascontiguousarray(array).reshape(-1), stream=self._stream)
         return buffer
 
     def download(self, buffer: Any, into: Array) -> None:
         """Wait for all that was queued and copy a buffer into a C-ordered array."""
-        with self._translated():
+        with self._translated(), self._cupy.cuda.Device(self.number):
             values = self._cupy.asnumpy(buffer, stream=self._stream, order="C")
             self._stream.synchronize()
         into.reshape(-1)[:] = values[: into.size]
@@ -175,3 +184,26 @@ class CudaDriver:
         """Until the device has come to a mark. Raises what went wrong before it."""
         with self._translated():
             mark.synchronize()
+
+    # ── copies beside computing ───────────────────────────────────────────────────────────────────
+
+    def pinned(self, count: int, dtype: str) -> Array:
+        """Page-locked memory of the host for so many numbers; plain memory, from which copies wait, if there is none."""
+        size = max(1, count) * np.dtype(dtype).itemsize
+        try:
+            with self._translated(), self._cupy.cuda.Device(self.number):
+                memory = self._cupy.cuda.alloc_pinned_memory(size)
+        except DeviceFull:
+            return np.empty(max(1, count), dtype)
+        return np.frombuffer(memory, dtype, max(1, count))
+
+    def send(self, source: Array, buffer: Any, after: Any) -> Any:
+        """Copy pinned memory to the front of a buffer on a stream of its own; see `Driver.send`."""
+        with self._translated(), self._cupy.cuda.Device(self.number):
+            if after is not None:
+                self._copies.wait_event(after)
+            buffer.data.copy_from_host_async(source.ctypes.data, source.nbytes, self._copies)
+            event = self._cupy.cuda.Event(block=True, disable_timing=True)
+            event.record(self._copies)
+            self._stream.wait_event(event)
+            return event

@@ -16,6 +16,7 @@ from functools import cached_property
 from farsum_kernels.backends.cuda.layout import SHARED_BYTES, STAGED_BYTES, Layout
 from farsum_kernels.backends.cuda.tables import CUDA, RULES
 from farsum_kernels.backends.cuda.text import LARGEST, Source, Value, literal
+from farsum_kernels.backends.culling import never_positive
 from farsum_kernels.backends.fusion import fused_products
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.scalar.ir import (
@@ -257,6 +258,8 @@ class Emitter:
 
     def _arithmetic(self, n: int, instr: Instr) -> Value:
         place = self._products.get(n)
+        if instr.prim is Prim.EXP2 and self.symbols(n) >= PAIR:
+            return Value(self._power(instr.args[0]), "f")
         if place is None:
             return CUDA[instr.prim](*(self.get(a) for a in instr.args))
         a, b = (self.get(m).text for m in self.program.code[instr.args[place]].args)
@@ -264,6 +267,15 @@ class Emitter:
         if instr.prim is Prim.SUB:
             a, c = (f"-{a}", c) if place else (a, f"-{c}")
         return Value(f"fs_fma({a}, {b}, {c})", "f")
+
+    def _power(self, n: int) -> str:
+        """2^value n of a pair."""
+        x = self.get(n).text
+        if self.layout.polynomials:
+            return f"(r < {self.layout.polynomials} ? fs_exp2_polynomial({x}) : fs_exp2({x}))"
+        if self.layout.powers and never_positive(self.program, n):
+            return f"fs_exp2_by<true>(powers, {x})"
+        return f"fs_exp2({x})"
 
     def added(self, total: str, n: int) -> str:
         """total + value n, in one rounding if the value is a product."""

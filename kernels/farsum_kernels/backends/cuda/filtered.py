@@ -18,6 +18,7 @@ from farsum_kernels.job import RANGES, Extent
 
 if TYPE_CHECKING:
     from farsum_kernels.backends.cuda.launch import Kernel, Launch
+    from farsum_kernels.backends.cuda.pieces import Pieces
 
 Array = NDArray[Any]
 
@@ -26,12 +27,14 @@ MAX_BLOCKS = 1024  # of the kernels that walk over all numbers in steps of their
 STEP, TILE = 16, 64  # components of one product of the tensor cores, columns that are packed together
 
 
-def filtered_launch(kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> FilteredLaunch | None:
+def filtered_launch(
+    kernel: Kernel, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None = None
+) -> FilteredLaunch | None:
     """The job by way of the filter; None where that is impossible or not worth it."""
     if RANGES[0] in arrays or not kernel.filters(reduced_over_j(kernel.spec, extent)):
         return None
     try:
-        return FilteredLaunch(kernel, arrays, extent)
+        return FilteredLaunch(kernel, arrays, extent, digests)
     except DeviceFull:  # the packed points are too much; without them it may fit
         return None
 
@@ -39,19 +42,26 @@ def filtered_launch(kernel: Kernel, arrays: Mapping[int, Array], extent: Extent)
 class FilteredLaunch:
     """A launch like any other."""
 
-    def __init__(self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> None:
-        self._kernel, self._arrays, self._extent = kernel, arrays, extent
-        self._run: Launch = kernel.bind(arrays, extent, kernel.filter)
+    def __init__(
+        self,
+        kernel: Kernel,
+        arrays: Mapping[int, Array],
+        extent: Extent,
+        digests: Mapping[int, bytes] | None,
+    ) -> None:
+        self._kernel, self._arrays, self._extent, self._digests = kernel, arrays, extent, digests
+        run = kernel.bind_whole(arrays, extent, kernel.filter, digests)
+        self._run: Launch | Pieces = run
         self._gave_up = False
         self.plan = self._run.plan
         self._marks: Any = None
-        self._pack(reduced_over_j(kernel.spec, extent))
+        self._pack(run, reduced_over_j(kernel.spec, extent))
 
-    def _pack(self, over_j: Extent) -> None:
+    def _pack(self, run: Launch, over_j: Extent) -> None:
         """Queue the kernels that pack the points, and hand what they make to the pair loop."""
         driver, found, module = self._kernel.driver, self._kernel.bilinear, self._kernel.filter.module
         assert found
-        x, y = (self._run.inputs[side.slot] for side in (found.rows, found.columns))
+        x, y = (run.inputs[side.slot] for side in (found.rows, found.columns))
         width = [self._kernel.program.slots[side.slot].params[1] for side in (found.rows, found.columns)]
         base = [found.rows.base, found.columns.base]
         m, n = over_j.m, over_j.n
@@ -80,7 +90,7 @@ class FilteredLaunch:
             warps = (rows, columns)[side] * 32 // THREADS
             own = packed[side], numbers[side], largest
             queue("filter_pack", warps, points, center, marks, *own, *about)
-        self._run.more = [packed[0], numbers[0], packed[1], numbers[1], largest, marks]
+        run.more = [packed[0], numbers[0], packed[1], numbers[1], largest, marks]
 
     @property
     def words(self) -> Mapping[str, str]:
@@ -97,7 +107,7 @@ class FilteredLaunch:
         share = self._run.step()
         if not self._gave_up and self._filter_failed():
             self._gave_up = True
-            self._run = self._kernel.bind(self._arrays, self._extent)
+            self._run = self._kernel.bind(self._arrays, self._extent, digests=self._digests)
             self.plan = self._run.plan
             return 0.0
         return share

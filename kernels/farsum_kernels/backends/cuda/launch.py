@@ -3,104 +3,68 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from math import ceil, prod
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from math import inf, prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends import culling
 from farsum_kernels.backends.cuda.bilinear import bilinear
+from farsum_kernels.backends.cuda.device import Driver
 from farsum_kernels.backends.cuda.filtered import FilteredLaunch, filtered_launch
 from farsum_kernels.backends.cuda.layout import (
     DIRECT,
     FILTER,
     FILTER_LAYOUT,
     UNROLL,
-    Gpu,
     Layout,
     choose,
     filter_pays,
     layouts_for,
-    plan_for,
 )
-from farsum_kernels.backends.cuda.sources import Text, kernel_text
+from farsum_kernels.backends.cuda.pieces import Pieces
+from farsum_kernels.backends.cuda.resident import Resident
+from farsum_kernels.backends.cuda.sources import kernel_text
 from farsum_kernels.backends.cuda.tables import CUDA
+from farsum_kernels.backends.cuda.tune import Tuner
+from farsum_kernels.backends.cuda.variant import AHEAD, Variant
 from farsum_kernels.backends.culled import CulledLaunch, culled_launch
-from farsum_kernels.backends.tables import (
-    as_numbers,
-    batch_offsets,
-    dense_tables,
-    pairs_in,
-    reduced_over_j,
-    sparse_tables,
-)
-from farsum_kernels.errors import FormulaTooLarge
+from farsum_kernels.backends.tables import as_numbers, reduced_over_j
+from farsum_kernels.errors import DeviceFull, FormulaTooLarge
 from farsum_kernels.formula.lower import Program, Want, lower
 from farsum_kernels.formula.rewrite import simplified
 from farsum_kernels.job import COMPUTED_IN, RANGES, Extent, Spec, output_dtypes, output_shapes
-from farsum_kernels.plan import SLICE_S, Plan
+from farsum_kernels.plan import Plan
 from farsum_kernels.scalar.ir import Prim
 
 Array = NDArray[Any]
 
 MAX_SOURCE_BYTES = 4 << 20
 MAX_INT32, MAX_FLOAT32 = (1 << 31) - 1, 1 << 24
-AHEAD = 2  # slices that are queued on the device before the first of them is waited for
-COMBINE_THREADS = 128
-MAX_GROUNDS = 64
-
-
-class Module(Protocol):
-    """Compiled kernels."""
-
-    def launch(
-        self, name: str, grid: tuple[int, int], block: tuple[int, int], shared: int, args: Sequence[Any]
-    ) -> None:
-        """Queue a kernel. Buffers and int64 or int32 NumPy scalars are its arguments."""
-        ...
-
-
-class Driver(Protocol):
-    """A device with its memory. Buffers are the driver's own; None stands for no memory."""
-
-    gpu: Gpu
-
-    def load(self, source: str) -> Module:
-        """Compile kernels, or find them compiled."""
-        ...
-
-    def upload(self, array: Array) -> Any:
-        """A copy of a C-ordered array on the device."""
-        ...
-
-    def empty(self, count: int, dtype: str) -> Any:
-        """Memory for so many numbers, which holds anything."""
-        ...
-
-    def download(self, buffer: Any, into: Array) -> None:
-        """Wait for all that was queued and copy a buffer into a C-ordered array."""
-        ...
-
-    def mark(self) -> Any:
-        """A point in the queue of the device."""
-        ...
-
-    def wait(self, mark: Any) -> None:
-        """Until the device has come to a mark. Raises what went wrong before it."""
-        ...
+WORTH_TUNING_S = 0.005  # shorter jobs are not worth trying
+SMALL = 4  # a job below this part of what states may take is tried without asking for room
 
 
 class Kernel:
     """A reduction, compiled for one device. Holds no data; any number of launches may use it.
 
-    path   DIRECT or FILTER where there is a choice; None leaves it to the cost model
+    path       DIRECT or FILTER where there is a choice; None leaves it to the cost model
+    resident   arrays that stay on that device, shared by all kernels there
+    tuner      tries layouts instead of going by their sizes
     """
 
-    def __init__(self, spec: Spec, driver: Driver, path: str | None = None) -> None:
-        self.spec, self.driver, self._path = spec, driver, path
+    def __init__(
+        self,
+        spec: Spec,
+        driver: Driver,
+        path: str | None = None,
+        resident: Resident | None = None,
+        tuner: Tuner | None = None,
+    ) -> None:
+        self.spec, self.driver, self._path, self.tuner = spec, driver, path, tuner
+        self.resident = resident or Resident(driver, 0)
         self.parts = spec.over_j()
         wants = [
             Want(simplified(part.formula), part.weight and simplified(part.weight), part.rule.additive)
@@ -117,7 +81,7 @@ class Kernel:
         self.indices = [v.params[0] for v in self.program.slots]
         self.points = culling.cullable(self.program, self.parts)
         self._variants: dict[int, Variant] = {}
-        self._numbers_rows = any(instr.prim is Prim.ROW for instr in self.program.code)
+        self.numbers_rows = any(instr.prim is Prim.ROW for instr in self.program.code)
         self.variant(0)  # what is too large, or no kernel at all, is known before any array arrives
 
     def variant(self, place: int) -> Variant:
@@ -139,7 +103,7 @@ class Kernel:
             raise FormulaTooLarge(
                 f"{max(extent.m, extent.n)} rows along one axis; a device counts to {MAX_INT32}: cut the job in two"
             )
-        if self.computed == "float32" and self._numbers_rows and max(extent.m, extent.n) > MAX_FLOAT32:
+        if self.computed == "float32" and self.numbers_rows and max(extent.m, extent.n) > MAX_FLOAT32:
             raise FormulaTooLarge(
                 f"row numbers up to {max(extent.m, extent.n)} in a formula need float64 arrays; "
                 f"float32 is exact to {MAX_FLOAT32}"
@@ -147,8 +111,12 @@ class Kernel:
 
     def variant_for(self, over_j: Extent) -> Variant:
         """The kernel that computes every pair of a job of these sizes."""
-        direct = [layout for layout in self.layouts if layout.path == DIRECT]
-        return self.variant(choose(direct, over_j.m))
+        return self.variant(choose(self.direct, over_j.m))
+
+    @property
+    def direct(self) -> list[Layout]:
+        """The layouts that compute every pair; they come first."""
+        return [layout for layout in self.layouts if layout.path == DIRECT]
 
     def filters(self, over_j: Extent) -> bool:
         """Is a dense job of these sizes done by way of the filter?"""
@@ -167,21 +135,112 @@ class Kernel:
         over_j = reduced_over_j(self.spec, extent)
         return (self.filter if self.filters(over_j) else self.variant_for(over_j)).plan(over_j)
 
-    def launch(self, arrays: Mapping[int, Array], extent: Extent) -> Launch | CulledLaunch | FilteredLaunch:
+    def launch(
+        self, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None = None
+    ) -> Launch | Pieces | CulledLaunch | FilteredLaunch:
         """Bind arrays of the right shapes and dtype; what need not be computed is left out."""
+        try:
+            culled = culled_launch(self, arrays, extent)
+        except DeviceFull:
+            culled = None  # in order it takes more than as it is
         return (
-            culled_launch(self, arrays, extent)
-            or filtered_launch(self, arrays, extent)
-            or self.bind(arrays, extent)
+            culled
+            or filtered_launch(self, arrays, extent, digests)
+            or self.bind(arrays, extent, digests=digests)
         )
 
-    def bind(self, arrays: Mapping[int, Array], extent: Extent, variant: Variant | None = None) -> Launch:
-        """The same, with every pair that the arrays ask for."""
-        return Launch(self, variant or self.variant_for(reduced_over_j(self.spec, extent)), arrays, extent)
-
     def bind_culled(self, arrays: Mapping[int, Array], extent: Extent) -> Launch:
-        """The same for blocks of few rows, which are what is left of a job."""
-        return self.bind(arrays, extent, self.variant(self._culled))
+        """The same for blocks of few rows, which are what is left of a job. Raises DeviceFull."""
+        return self.bind_whole(arrays, extent, self.variant(self._culled))
+
+    def bind_whole(
+        self,
+        arrays: Mapping[int, Array],
+        extent: Extent,
+        variant: Variant,
+        digests: Mapping[int, bytes] | None = None,
+    ) -> Launch:
+        """The same with one of the kernels. Raises DeviceFull where the job as a whole does not fit on the device."""
+        attempt = self, variant, *self._bound(arrays, extent, digests)
+        launch = _whole(*attempt)
+        if launch is None and self.resident.evict():
+            launch = _whole(*attempt)
+        if launch is None:
+            raise DeviceFull("the job, with what is made for it beforehand, does not fit on the device")
+        return launch
+
+    def bind(
+        self, arrays: Mapping[int, Array], extent: Extent, *, digests: Mapping[int, bytes] | None = None
+    ) -> Launch | Pieces:
+        """The same, with every pair that the arrays ask for; in pieces, where they do not fit on the device together."""
+        over_j = reduced_over_j(self.spec, extent)
+        variant, bound = self.variant_for(over_j), self._bound(arrays, extent, digests)
+        held, _, _, made, blocks = bound
+        if self._fits(variant, held, over_j, made):
+            launch = _whole(self, variant, *bound)
+            if launch is None and self.resident.evict():
+                launch = _whole(self, variant, *bound)
+            if launch and self.tuner and blocks is None and len(self.direct) > 1:
+                launch = self._tuned(self.tuner, launch, bound)
+            if launch:
+                return launch
+        self.resident.evict()
+        for known in self._variants.values():
+            known.forget()
+        self.driver.release()
+        return Pieces(self, held, extent, made, blocks, self.driver.room())
+
+    def _bound(
+        self, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None
+    ) -> tuple[
+        list[Array], list[bytes | None], Extent, list[tuple[tuple[int, ...], str]], list[Array] | None
+    ]:
+        """The inputs by slot, their digests, the extent, the results, and the blocks of ranges."""
+        held = [np.ascontiguousarray(arrays[index]) for index in self.indices]
+        keys = [(digests or {}).get(index) for index in self.indices]
+        blocks = None
+        if RANGES[0] in arrays:
+            blocks = [arrays[place] for place in (RANGES[:3] if self.spec.axis == 1 else RANGES[3:])]
+        return held, keys, extent, made_by(self.spec, extent), blocks
+
+    def _tuned(self, tuner: Tuner, launch: Launch, bound: tuple[Any, ...]) -> Launch:
+        """The same job with the fastest layout, as far as layouts fit on the device."""
+        over_j = reduced_over_j(self.spec, launch.extent)
+        if self.seconds(over_j) < WORTH_TUNING_S:
+            return launch
+
+        untuned = choose(self.direct, over_j.m)
+
+        def trial(place: int) -> Callable[[], float]:
+            def run() -> float:
+                own = launch if place == untuned else _whole(self, self.variant(place), *bound)
+                return own.try_out() if own else inf
+
+            return run
+
+        place = tuner.layout(self.spec, over_j, untuned, [trial(n) for n in range(len(self.direct))])
+        if place == untuned:
+            return launch
+        return _whole(self, self.variant(place), *bound) or launch
+
+    def _fits(
+        self,
+        variant: Variant,
+        held: Sequence[Array],
+        over_j: Extent,
+        made: Sequence[tuple[tuple[int, ...], str]],
+    ) -> bool:
+        """Is there room for the job as a whole? The device is not asked about small ones."""
+        outputs = sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in made)
+        least = sum(a.nbytes for a in held) + outputs + prod(over_j.batch) * over_j.m * variant.state_bytes
+        if least < self.driver.gpu.memory // SMALL:
+            return True
+        plan = variant.plan(over_j)
+        states = plan.tasks * variant.layout.task_rows * variant.layout.threads_j * variant.state_bytes
+        return (
+            sum(a.nbytes for a in held) + outputs + states + 40 * plan.tasks
+            <= self.driver.room() + self.resident.idle_bytes()
+        )
 
     def inputs(self, arrays: Mapping[int, Array]) -> list[Array]:
         """The inputs by slot on the host, in the dtype of the arithmetic."""
@@ -194,7 +253,7 @@ class Kernel:
     @property
     def _culled(self) -> int:
         # Tasks of few rows have small boxes; those of the smallest layout keep too few threads busy.
-        return min(1, sum(layout.path == DIRECT for layout in self.layouts) - 1)
+        return min(1, len(self.direct) - 1)
 
     @property
     def culled_rows(self) -> int:
@@ -202,107 +261,41 @@ class Kernel:
         return self.layouts[self._culled].task_rows
 
 
-class Variant:
-    """A kernel for one layout: its text, its compiled module, the tables of the shapes that it met."""
+class Launch:
+    """One job that fits on the device: its arrays, its slices, its states.
 
-    def __init__(self, kernel: Kernel, place: int, text: Text) -> None:
-        self.kernel, self.layout, self.text = kernel, kernel.layouts[place], text
-        self._grounds: dict[Any, Ground] = {}
-
-    @cached_property
-    def module(self) -> Module:
-        return self.kernel.driver.load(self.text.source)
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of all states of one row."""
-        return sum(np.dtype(s.dtype).itemsize * s.repeat for s in self.text.states)
-
-    def plan(self, over_j: Extent) -> Plan[Layout]:
-        return plan_for(
-            self.layout,
-            over_j,
-            self.kernel.work_per_pair,
-            self.kernel.driver.gpu,
-            listed=any(part.rule.listed for part in self.kernel.parts),
-            state_bytes=self.state_bytes,
-            chunks=self.text.chunks,
-        )
-
-    def ground(self, shapes: tuple[tuple[int, ...], ...], over_j: Extent) -> Ground:
-        """The plan and the tables of a dense job, made once for a run of equal shapes."""
-        key = shapes, over_j
-        if (known := self._grounds.get(key)) is None:
-            if len(self._grounds) >= MAX_GROUNDS:
-                self._grounds.clear()
-            plan = self.plan(over_j)
-            tasks, spans = dense_tables(self.layout, over_j, plan.splits)
-            known = self._grounds[key] = Ground(self.kernel, plan, shapes, over_j, tasks, spans)
-        return known
-
-    def sparse_ground(
-        self, shapes: tuple[tuple[int, ...], ...], over_j: Extent, blocks: Sequence[Array]
-    ) -> Ground:
-        """The plan and the tables of a job with ranges."""
-        tasks, spans, places = sparse_tables(self.layout, over_j.m, *blocks)
-        pairs = pairs_in(tasks, spans)
-        work = pairs * self.kernel.work_per_pair * self.text.chunks
-        slices = max(1, min(len(tasks), ceil(work / self.kernel.driver.gpu.rate / SLICE_S)))
-        plan = Plan(self.layout, 1, self.layout.threads, slices, len(tasks), pairs, work)
-        return Ground(self.kernel, plan, shapes, over_j, tasks, spans, places)
-
-
-class Ground:
-    """What a job needs on the device besides its arrays. The same for all jobs of equal shapes."""
+    digests              of the inputs by slot, those that the device may keep
+    held, made, blocks   as in `Pieces`
+    """
 
     def __init__(
         self,
         kernel: Kernel,
-        plan: Plan[Layout],
-        shapes: tuple[tuple[int, ...], ...],
-        over_j: Extent,
-        tasks: Array,
-        spans: Array,
-        places: Array | None = None,
+        variant: Variant,
+        held: Sequence[Array],
+        digests: Sequence[bytes | None],
+        extent: Extent,
+        made: Sequence[tuple[tuple[int, ...], str]],
+        blocks: Sequence[Array] | None,
     ) -> None:
-        self.plan, self.words = plan, plan.describe()
-        slots, batches = kernel.program.slots, prod(over_j.batch)
-        offsets = np.zeros((batches, max(1, len(slots))), np.int64)
-        for s, (v, shape) in enumerate(zip(slots, shapes, strict=True)):
-            offsets[:, s] = batch_offsets(shape, over_j.batch, 1 if v.params[2] == 2 else 2)
-        if over_j.n == 0:
-            # Without columns nothing is computed, whatever the rows hold.
-            places = np.full(batches * over_j.m, -1, np.int64)
-        self.tasks = len(tasks) if over_j.n else 0
-        self.parts = plan.layout.threads_j * plan.splits
-        # Rows of the states of one split, and of one batch member in it.
-        self.all_rows = len(tasks) // plan.splits * plan.layout.task_rows
-        self.per_batch = self.all_rows // max(1, batches)
-        upload = kernel.driver.upload
-        self.tables = [upload(t) for t in (offsets, tasks, spans)] if self.tasks else []
-        self.places = None if places is None else upload(places)
-
-
-class Launch:
-    """One job: its arrays, its slices, its states."""
-
-    def __init__(self, kernel: Kernel, variant: Variant, arrays: Mapping[int, Array], extent: Extent) -> None:
         kernel.check_indices(extent)
-        self._kernel, self._extent = kernel, extent
+        self._kernel, self.extent, self._made = kernel, extent, made
         self._over_j = over_j = reduced_over_j(kernel.spec, extent)
         self._variant = variant
-        held = [np.ascontiguousarray(arrays[index]) for index in kernel.indices]
         shapes = tuple(a.shape for a in held)
-        if RANGES[0] in arrays:
-            blocks = [arrays[place] for place in (RANGES[:3] if kernel.spec.axis == 1 else RANGES[3:])]
-            self._ground = variant.sparse_ground(shapes, over_j, blocks)
-        else:
+        if blocks is None:
             self._ground = variant.ground(shapes, over_j)
+        else:
+            self._ground = variant.sparse_ground(shapes, over_j, blocks)
         self.plan = self._ground.plan
         driver = kernel.driver
-        self.inputs = [driver.upload(a) for a in held]
-        rows = self._ground.parts * self._ground.all_rows
-        self._states = [driver.empty(rows * s.repeat, s.dtype) for s in variant.text.states]
+        self._leases = [kernel.resident.lease(a, digest) for a, digest in zip(held, digests, strict=True)]
+        self.inputs = [lease.buffer for lease in self._leases]
+        found = sum(lease.found for lease in self._leases)
+        self._found = {"resident": f"{found} of {len(held)} arrays"} if found else {}
+        self._states = variant.states(self._ground)
+        # All that a job takes it takes here, so that none fails for want of memory once it is under way.
+        self._outputs = [driver.empty(prod(shape), dtype) for shape, dtype in self._made]
         self.more: list[Any] = []  # arguments of kernels that take more than others
         self._done = 0
         self._ahead: deque[tuple[int, Any]] = deque()
@@ -311,7 +304,7 @@ class Launch:
     @property
     def words(self) -> Mapping[str, str]:
         """The plan in words."""
-        return self._ground.words
+        return {**self._ground.words, **self._found}
 
     @property
     def share(self) -> float:
@@ -328,31 +321,31 @@ class Launch:
             self._finished = number
         return self.share
 
+    def try_out(self) -> float:
+        """Run a slice for nothing but the time it takes: seconds for each pair."""
+        ground = self._ground
+        end = max(1, ground.tasks // self.plan.slices)
+        args = ground, ground.tables, self.inputs, self._states, 0, end
+        seconds = self._kernel.driver.timed(lambda: self._variant.reduce(*args))
+        return seconds * ground.tasks / end / max(1, self.plan.pairs)
+
     def _queue_slice(self) -> None:
-        plan, tasks, variant = self.plan, self._ground.tasks, self._variant
-        first, end = tasks * self._done // plan.slices, tasks * (self._done + 1) // plan.slices
+        slices, ground = self.plan.slices, self._ground
+        first, end = ground.tasks * self._done // slices, ground.tasks * (self._done + 1) // slices
         self._done += 1
-        if end > first:
-            args = [*self.inputs, *self._ground.tables, *self._states, np.int64(first), np.int64(tasks)]
-            args += self.more
-            variant.module.launch(
-                "reduce", (end - first, variant.text.chunks), (plan.layout.threads, 1), 0, args
-            )
+        self._variant.reduce(ground, ground.tables, self.inputs, self._states, first, end, self.more)
         self._ahead.append((self._done, self._kernel.driver.mark()))
 
     def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
         """Merge and finish the states of a job that is done; results in new arrays, or in those given."""
-        spec, driver = self._kernel.spec, self._kernel.driver
-        held = ["uint16" if dtype == "bfloat16" else dtype for dtype in output_dtypes(spec)]
-        shapes = output_shapes(spec, self._extent)
-        out = list(into) if into else [np.empty(s, d) for s, d in zip(shapes, held, strict=True)]
-        rows = prod(self._extent.batch) * self._over_j.m
+        out = list(into) if into else [np.empty(shape, dtype) for shape, dtype in self._made]
+        rows = prod(self.extent.batch) * self._over_j.m
         if rows:
-            buffers = [driver.empty(a.size, a.dtype.name) for a in out]
-            self._combine(rows, buffers)
-            for buffer, array in zip(buffers, out, strict=True):
-                driver.download(buffer, array)
-        self._states = self.inputs = []
+            self._variant.combine(self._ground, self._states, self._outputs, rows, self._over_j.m)
+            for buffer, array in zip(self._outputs, out, strict=True):
+                self._kernel.driver.download(buffer, array)
+        self._states = self.inputs = self._outputs = []
+        self._leases = []
         return tuple(out)
 
     def worst(self) -> Array:
@@ -364,26 +357,16 @@ class Launch:
         worst: Array = values[-1].min(axis=0)
         return worst
 
-    def _combine(self, rows: int, outputs: list[Any]) -> None:
-        ground, text = self._ground, self._variant.text
-        listed = any(part.rule.listed for part in self._kernel.parts)
-        lanes = 1 if listed or ground.parts < 8 else min(32, ground.parts // 4)
-        columns = COMBINE_THREADS // 32 if lanes > 4 else COMBINE_THREADS
-        shared = (
-            max(
-                (
-                    len(p.rule.state(t.dim if not t.loop else 1, len(t.weight)))
-                    for p, t in zip(self._kernel.parts, self._kernel.program.terms, strict=True)
-                ),
-                default=1,
-            )
-            * 8
-            * columns
-            * lanes
-        )
-        args = [
-            *self._states, *outputs, ground.places, np.int64(rows), np.int64(self._over_j.m),
-            np.int64(ground.per_batch), np.int64(ground.all_rows), np.int32(ground.parts),
-        ]  # fmt: skip
-        grid = ceil(rows / columns), text.repeats
-        self._variant.module.launch("combine", grid, (columns, lanes), shared if lanes > 1 else 0, args)
+
+def _whole(*attempt: Any) -> Launch | None:
+    """A launch; None if it does not fit, and then all that the attempt had taken is free again."""
+    try:
+        return Launch(*attempt)
+    except DeviceFull:
+        return None
+
+
+def made_by(spec: Spec, extent: Extent) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each result, as it is held."""
+    held = ["uint16" if dtype == "bfloat16" else dtype for dtype in output_dtypes(spec)]
+    return list(zip(output_shapes(spec, extent), held, strict=True))

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log, prod
 
+from farsum_kernels.backends.culling import never_positive
+from farsum_kernels.backends.fusion import fused_products
 from farsum_kernels.formula.lower import Program, Terms
 from farsum_kernels.formula.reductions import Kind, Reduction
 from farsum_kernels.job import Extent, Part
 from farsum_kernels.plan import LONG, SLICE_S, Plan
-from farsum_kernels.scalar.ir import I, J, Loop, Prim
+from farsum_kernels.scalar.ir import LEAVES, I, J, Loop, Prim
 
 # Vector dimensions up to this are written out and held in registers; longer ones become loops over panels.
 UNROLL = 16
@@ -31,6 +33,9 @@ DIRECT, FILTER = (
     "filter",
 )  # how pairs are computed: each as it is written, or only what a filter lets through
 FILTER_S = 2e-4  # shorter jobs are done before their points are packed
+POWERS = 2048
+SPECIAL = {Prim.EXP, Prim.EXP2, Prim.LOG, Prim.SQRT, Prim.SIN, Prim.COS, Prim.DIV}
+POLYNOMIAL = 11  # instructions of a power of two as a polynomial, beside the one that it stands for
 MIN_TILES = 4  # tiles of columns below which another split costs more than it gives
 
 
@@ -59,6 +64,9 @@ class Layout:
     chunk                  components of a long F that one block computes
     resident               blocks that a processor is to hold at once, which bounds registers; 0 leaves it to the compiler
     path                   DIRECT or FILTER
+    powers                 entries of a table of powers of two in shared memory, for float64; 0 without
+    polynomials            rows of a thread whose powers of two are polynomials, so that the others' special functions
+                           do not keep the units for those waiting alone
     """
 
     threads_i: int
@@ -72,6 +80,8 @@ class Layout:
     chunk: int = 1
     resident: int = 0
     path: str = DIRECT
+    powers: int = 0
+    polynomials: int = 0
 
     @property
     def threads(self) -> int:
@@ -120,13 +130,66 @@ def layouts_for(program: Program, parts: Sequence[Part], itemsize: int) -> tuple
             ),
         )
     rows = _rows(program, parts, itemsize)
+    powers = POWERS if itemsize == 8 and chunk == 1 and _takes_powers(program, parts) else 0
     columns = 1 if len(program.code) > LONG else 2 if listed or chunk > 1 else 4
     sides = ((128, 1, rows), (32, 4, rows), (32, 4, max(1, rows // 4)))
     return tuple(
         dict.fromkeys(
-            Layout(i, j, r, columns, 1, columns, TILE, 0, chunk, int(chunk > 1)) for i, j, r in sides
+            Layout(
+                i,
+                j,
+                r,
+                columns,
+                1,
+                columns,
+                TILE,
+                0,
+                chunk,
+                int(chunk > 1),
+                powers=powers,
+                polynomials=_polynomials(program, parts, r) if itemsize == 4 and chunk == 1 else 0,
+            )
+            for i, j, r in sides
         )
     )
+
+
+def _takes_powers(program: Program, parts: Sequence[Part]) -> bool:
+    """Are there powers of two for each pair, in the formula or in a reduction?"""
+    pairs = zip(program.code, program.scopes, strict=True)
+    return any(part.rule.share for part in parts) or any(
+        instr.prim is Prim.EXP2 and {I, J} <= scope for instr, scope in pairs
+    )
+
+
+def _polynomials(program: Program, parts: Sequence[Part], rows: int) -> int:
+    """The rows of a thread for which powers of two are better computed as polynomials, by the units of multiplication.
+
+    A processor issues 128 lanes in a cycle and takes 16 special functions: with two of those for each pair they are
+    what a kernel waits for. Only for sums of powers that cannot overflow: of equal values an index would see the
+    difference.
+    """
+    if not all(part.rule.additive for part in parts):
+        return 0
+    pairwise = [n for n, scope in enumerate(program.scopes) if {I, J} <= scope]
+    prims = [program.code[n].prim for n in pairwise]
+    special = sum(prim in SPECIAL for prim in prims)
+    chosen = [n for n in pairwise if program.code[n].prim is Prim.EXP2]
+    if len(chosen) != 1 or not never_positive(program, program.code[chosen[0]].args[0]):
+        return 0
+    lanes = (
+        sum(prim not in LEAVES for prim in prims)
+        - len(fused_products(program))
+        + sum(t.dim for t in program.terms)
+    )
+    if any(prim is Prim.SQRT for prim in prims):
+        lanes += 1
+
+    def rate(share: float) -> float:
+        return min(16 / (special - share), 128 / (lanes + POLYNOMIAL * share))
+
+    best = max(range(rows), key=lambda r: rate(r / rows))
+    return best if rate(best / rows) > 1.05 * rate(0) else 0
 
 
 def _panel_side(parts: Sequence[Part], itemsize: int, chunk: int) -> tuple[int, int]:

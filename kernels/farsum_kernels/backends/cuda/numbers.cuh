@@ -18,6 +18,44 @@ __device__ __forceinline__ float fs_fma(float a, float b, float c) { return fmaf
 __device__ __forceinline__ double fs_fma(double a, double b, double c) { return fma(a, b, c); }
 
 __device__ __forceinline__ double fs_exp2(double x) { return exp2(x); }
+
+template <class T> __device__ __forceinline__ T fs_inf();
+template <> __device__ __forceinline__ float fs_inf<float>() { return __int_as_float(0x7f800000); }
+template <> __device__ __forceinline__ double fs_inf<double>() { return __longlong_as_double(0x7ff0000000000000LL); }
+template <class T> __device__ __forceinline__ T fs_nan() { return fs_inf<T>() - fs_inf<T>(); }
+
+// 2^x for x <= 0 or NaN by multiplications and additions, for pairs whose special functions wait for each other: within
+// 1.7e-7 of the true one, and like the special function unit 0 below 2^-126.
+__device__ __forceinline__ float fs_exp2_polynomial(float x) {
+    x = x < -127.0f ? -127.0f : x;
+    const float shifted = x + 0x1.8p23f;  // the nearest whole number, in the last bits
+    const float r = x - (shifted - 0x1.8p23f);
+    float p = 0x1.5bba14p-10f;
+    p = fmaf(p, r, 0x1.3cea88p-7f), p = fmaf(p, r, 0x1.c6b752p-5f), p = fmaf(p, r, 0x1.ebf9bcp-3f);
+    p = fmaf(p, r, 0x1.62e42ap-1f), p = fmaf(p, r, 1.0f);
+    return p * __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u);  // NaN stays: a product, not a sum of bits
+}
+
+// 2^(k / 2048) for k = 0 … 2047, by all threads of a block; read after a barrier.
+constexpr int FS_POWERS = 2048;
+__device__ __forceinline__ void fs_fill_powers(double* powers) {
+    for (int k = threadIdx.x; k < FS_POWERS; k += blockDim.x) powers[k] = exp2((double)k / FS_POWERS);
+}
+
+// 2^x from that table and a cubic: half the operations of the library's. Below 2^-1022 it is 0. Without branches, which
+// would keep pairs from overlapping.
+template <bool DOWN> __device__ __forceinline__ double fs_exp2_by(const double* powers, double x) {
+    const double shifted = fma(x, (double)FS_POWERS, 0x1.8p52);  // x in steps of the table, in the last bits
+    const double r = fma(shifted - 0x1.8p52, -1.0 / FS_POWERS, x);
+    const int n = __double2loint(shifted);
+    const double entry = powers[n & (FS_POWERS - 1)];
+    const double scaled = __hiloint2double(__double2hiint(entry) + (int)((unsigned)(n >> 11) << 20), __double2loint(entry));
+    const double p = fma(fma(0x1.c6b08d704a0bfp-5, r, 0x1.ebfbdff82c58ep-3), r, 0x1.62e42fefa39efp-1) * r;
+    double value = fma(scaled, p, scaled);
+    if (!DOWN) value = x >= 1024.0 ? fs_inf<double>() : value;
+    return x < -1022.0 ? 0.0 : value;
+}
+
 #define FS_FUNCTION(name, single, wide) \
     __device__ __forceinline__ float name(float x) { return single(x); } \
     __device__ __forceinline__ double name(double x) { return wide(x); }
@@ -41,10 +79,6 @@ FS_FUNCTION(fs_min, fminf, fmin)
 FS_FUNCTION(fs_max, fmaxf, fmax)
 #undef FS_FUNCTION
 
-template <class T> __device__ __forceinline__ T fs_inf();
-template <> __device__ __forceinline__ float fs_inf<float>() { return __int_as_float(0x7f800000); }
-template <> __device__ __forceinline__ double fs_inf<double>() { return __longlong_as_double(0x7ff0000000000000LL); }
-template <class T> __device__ __forceinline__ T fs_nan() { return fs_inf<T>() - fs_inf<T>(); }
 
 __device__ __forceinline__ int fs_clip(int k, int top) { return k < 0 ? 0 : (k > top ? top : k); }
 __device__ __forceinline__ int fs_lesser(int a, int b) { return a < b ? a : b; }

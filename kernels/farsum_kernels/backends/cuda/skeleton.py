@@ -89,6 +89,13 @@ class Skeleton(Emitter):
             self.src.do(f"__shared__ __align__(16) {scalar} tile[{self._tile_words}];")
             for place, words in self.panel_words.items():
                 self.src.do(f"__shared__ __align__(16) {scalar} panel{place}[{words}];")
+            if layout.powers:
+                self.src.do(
+                    "__shared__ double powers[FS_POWERS];",
+                    "fs_fill_powers(powers);",
+                    "__syncthreads();",
+                    "const auto fs_exp2 = [&](const double x) { return fs_exp2_by<false>(powers, x); };",
+                )
             self.src.do(*inner.text().splitlines())
 
     @property
