@@ -46,6 +46,18 @@ def outputs_of(spec: Spec) -> Outputs:
 
 
 @lru_cache(maxsize=1024)
+def needs_results(spec: Spec) -> bool:
+    """Whether the derivative of the job is written with its results."""
+    return any(part.rule.saves for part in spec.parts)
+
+
+@lru_cache(maxsize=1024)
+def keeps_places(spec: Spec) -> bool:
+    """Whether the derivative of the job is written with the numbers of rows."""
+    return any(name.startswith("Arg") for part in spec.parts for name in part.rule.saves)
+
+
+@lru_cache(maxsize=1024)
 def remembering(spec: Spec) -> tuple[Spec, tuple[int, ...]]:
     """The job with what its derivative needs computed in the same pass, and where its own results stand."""
     parts = [replace(p, reduction=_WITH_PLACES.get(p.reduction, p.reduction)) for p in spec.parts]
@@ -67,9 +79,7 @@ def exact_dtype(spec: Spec, arrays: Sequence[Any]) -> str:
     """What a job is computed in for its derivative to be right: halves hold neither its saved sums nor row numbers."""
     if spec.dtype in ("float16", "bfloat16"):
         return "float32"
-    if spec.dtype == "float32" and any(
-        len(part.rule.saves) and "Arg" in part.rule.saves[0] for part in spec.parts
-    ):
+    if spec.dtype == "float32" and keeps_places(spec):
         rows = (x.shape[-2] for x, v in zip(arrays, spec.inputs.values(), strict=True) if v.params[2] != P)
         return "float64" if max(rows, default=0) > _EXACT_ROWS else "float32"
     return spec.dtype
@@ -95,6 +105,7 @@ def _width(part: Part) -> int:
     return width
 
 
+@lru_cache(maxsize=1024)
 def _beyond(spec: Spec) -> int:
     """The first number that no variable has. Reduction n has two more: its cotangent or nothing, its saved results."""
     return max(spec.inputs, default=-1) + 1
@@ -186,13 +197,13 @@ def pull(
     """The cotangents of the wanted inputs of a job, each of the shape of its array.
 
     results      those of the job; None where they are not known
-    cotangents   of the results; None for zeros, and for indices
+    cotangents   of the results; None for zeros. Those of indices do not count
     linear       the job is linear in the wanted inputs, whose arrays are read for their shapes alone
 
     Raises NoDerivative for a reduction without one.
     """
     outputs = outputs_of(spec)
-    given = {part: e for (part, _), e in zip(outputs, cotangents, strict=True) if e is not None}
+    given = {p: e for (p, is_value), e in zip(outputs, cotangents, strict=True) if is_value and e is not None}
     held = dict(arrays)
     for place, e in given.items():
         held[_beyond(spec) + 2 * place] = _flat(e, spec.parts[place])
@@ -246,6 +257,8 @@ def push(
 
 def _flat(values: Any, part: Part) -> Any:
     """Results with their trailing axes as one vector per row."""
+    if not part.rule.listed:
+        return values
     return values.reshape((*values.shape[: values.ndim - len(part.output_tail())], _width(part)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from farsum.arrays import Array, Input, Slot, is_number
 from farsum.lazy import make, of_input
 from farsum.systems import found
-from farsum.tensors import NUMPY, is_followed, plain, recast, to_tensor
+from farsum.tensors import JAX, NUMPY, is_tensor, is_traced, plain, recast, to_tensor
 from farsum_kernels.errors import FormulaError, NoDerivative, ShapeError
 from farsum_kernels.formula.expr import J
 from farsum_kernels.program import ENDS, MAX_EIGENVALUES, Eigen
@@ -49,24 +50,36 @@ def eigsh(
 
 
 def _of_tensors(lazy: Any, *options: Any) -> tuple[Any, Any]:
-    """The same of tensors: tensors, which have no derivative."""
-    inputs = [held.array for held in lazy.frame.inputs]
-    if any(map(is_followed, inputs)):
+    """The same of tensors: tensors. In PyTorch the eigenvalues have a first derivative."""
+    frame, home = lazy.frame, lazy.frame.home
+    dtype = "float32" if frame.dtype in ("float16", "bfloat16") else frame.dtype
+    places = [n for n, h in enumerate(frame.inputs) if is_tensor(h.array)]
+
+    def standing_on(arrays: Sequence[Any], **changes: Any) -> Any:
+        inputs = list(frame.inputs)
+        for n, array in zip(places, arrays, strict=True):
+            inputs[n] = Input(array, inputs[n].category, inputs[n].loose)
+        return make(lazy.expr, frame.but(inputs=tuple(inputs), **changes))
+
+    def find() -> tuple[Any, Any]:
+        arrays = [plain(recast(frame.inputs[n].array, dtype)) for n in places]
+        values, vectors = eigsh(standing_on(arrays, dtype=dtype, home=NUMPY), *options)
+        return tuple(recast(to_tensor(x, dtype, home), frame.dtype) for x in (values, vectors))
+
+    def product(tensors: Sequence[Any], vectors: Any) -> Any:
+        return standing_on(tensors) @ vectors
+
+    given = [frame.inputs[n].array for n in places]
+    if home is not JAX:
+        from farsum.eigenvalues import differentiated
+
+        return differentiated(find, product, given)
+    if any(map(is_traced, given)):
         raise NoDerivative(
-            "eigenvalues are not differentiated: detach the tensors, or write with torch.no_grad(); with JAX, "
-            "jax.lax.stop_gradient, outside of jax.jit"
+            "eigenvalues of arrays of JAX are not differentiated, nor found in jax.jit: write jax.lax.stop_gradient(x), "
+            "outside of jit"
         )
-    dtype = "float32" if lazy.frame.dtype in ("float16", "bfloat16") else lazy.frame.dtype
-    frame = lazy.frame.but(
-        inputs=tuple(
-            Input(plain(recast(h.array, dtype)) if h.home else h.array, h.category, h.loose)
-            for h in lazy.frame.inputs
-        ),
-        dtype=dtype,
-        home=NUMPY,
-    )
-    found = eigsh(make(lazy.expr, frame), *options)
-    return tuple(recast(to_tensor(x, dtype, lazy.frame.home), lazy.frame.dtype) for x in found)
+    return find()
 
 
 def _points(lazy: Any) -> int:

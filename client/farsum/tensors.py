@@ -66,12 +66,9 @@ def is_array(x: object) -> bool:
     return isinstance(x, np.ndarray | Handle) or is_tensor(x)
 
 
-def is_followed(x: object) -> bool:
-    """Whether somebody may ask a tensor for a derivative, or JAX traces with it."""
-    library = _library(type(x))
-    if library == "torch":
-        return bool(x.requires_grad)  # type: ignore[attr-defined]
-    return library == "jax" and isinstance(x, sys.modules["jax"].core.Tracer)
+def is_traced(x: object) -> bool:
+    """Whether JAX traces with x: for a derivative, a map or a compilation."""
+    return is_jax(x) and isinstance(x, sys.modules["jax"].core.Tracer)
 
 
 def among(values: Iterable[object]) -> str:
@@ -190,9 +187,9 @@ def to_numpy(x: Tensor) -> np.ndarray[Any, Any]:
 
 def _of_jax(x: Tensor) -> np.ndarray[Any, Any]:
     known = (
-        sys.modules["jax"].lax.stop_gradient(x) if is_followed(x) else x
+        sys.modules["jax"].lax.stop_gradient(x) if is_traced(x) else x
     )  # `grad` outside `jit` has the numbers
-    if is_followed(known):
+    if is_traced(known):
         raise OperandError(
             f"the numbers of an array of shape {x.shape} are needed, and it is traced by jax.jit, vmap or the like: "
             f"masks, radii, ranges, indices of rows and eigenvalues are found outside of these"
@@ -295,6 +292,8 @@ def in_front(x: Any, axis: int) -> Any:
 
 def summed_to(x: Any, shape: tuple[int, ...]) -> Any:
     """Summed over the leading axes along which an array of this shape was repeated."""
+    if x.shape == shape:
+        return x
     lead = x.ndim - len(shape)
     x = x.sum(tuple(range(lead))) if lead else x
     axes = tuple(n for n, (a, b) in enumerate(zip(x.shape, shape, strict=True)) if b == 1 and a != 1)
