@@ -225,10 +225,10 @@ FAULTS = [
     ("an exponent of a polynomial is off", "laplacian", r"0x3f800000u\)", "0x3f000000u)"),
     ("a larger term is not noticed", "logsumexp", r"if \(raised\d+\)", "if (false)"),
     (
-        "what pairs need of a row is not waited for",
+        "pairs take what another row needs",
         "norms",
-        r"(held\d+\[q\] = .*\n *\}\n *)__syncthreads\(\);",
-        r"\1",
+        r"fs_lesser\(first \+ q, last_row\)",
+        "fs_lesser(first + (q ^ 1), last_row)",
     ),
     ("the bound is dropped", "filter", r"fs_fma\(by_size\[r\], size, .*base\[r\]\)\)", "base[r]"),
     ("what still waits is not verified", "filter", r"while \(count > 0\)", "while (false)"),
