@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.autograd.function import Function
 
-from farsum.compute import Call, evaluate
-from farsum.gradient import outputs_of, pull, push, remembering
+from farsum.compute import Call, computed, evaluate
+from farsum.gradient import keeps_places, needs_results, outputs_of, pull, push, remembering
 from farsum.handle import Content, Handle, content_of
 from farsum.target import remote
 from farsum.tensors import recast, to_numpy, to_tensor
@@ -29,11 +29,11 @@ _EXACT_ROWS = 1 << 24
 
 def reduced(spec: Spec, arrays: Mapping[int, Tensor], call: Call) -> tuple[Tensor, ...]:
     """The results of a job of tensors, all on one device and of the dtype of the job; ranges stand among them."""
-    ranges: dict[int, Any] = {place: arrays[place] for place in RANGES if place in arrays}
-    if ranges:
-        call = replace(call, ranges=ranges)
+    if len(arrays) > len(spec.inputs):
+        ranges: dict[int, Any] = {n: arrays[n] for n in RANGES if n in arrays}
+        call = replace(call, ranges=ranges) if ranges else call
     tensors = [arrays[n] for n in spec.inputs]
-    if not _followed(tensors):
+    if not followed(tensors):
         return Reduce.forward(spec, call, *tensors)
     dtype = _exact_dtype(spec, tensors)
     if dtype != spec.dtype:
@@ -43,25 +43,26 @@ def reduced(spec: Spec, arrays: Mapping[int, Tensor], call: Call) -> tuple[Tenso
         kinds = outputs_of(spec)
         return tuple(recast(y, spec.dtype) if v else y for y, (_, v) in zip(results, kinds, strict=True))
     whole, own = remembering(spec)
-    guarded = replace(call, guarded={n: call.guarded.get(n) for n in whole.inputs})
-    results = Reduce.apply(whole, guarded, *tensors)  # type: ignore[no-untyped-call]
-    return tuple(results[n] for n in own)
+    if call.device is None and remote() is not None:
+        call = replace(call, guarded={n: call.guarded.get(n) for n in whole.inputs})
+    # Outside torch.func the context goes to `forward`: else torch spells its signature at each call, for 35 µs.
+    function = Reduce if torch._C._are_functorch_transforms_active() else Recorded
+    results = function.apply(whole, call, *tensors)  # type: ignore[no-untyped-call]
+    return tuple([results[n] for n in own])
 
 
-def _followed(tensors: list[Tensor]) -> bool:
+def followed(tensors: Sequence[Tensor]) -> bool:
     """Whether somebody may ask for a derivative, or maps over a batch."""
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if _forward_mode():
         return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return torch.is_grad_enabled() and any([x.requires_grad for x in tensors])
 
 
 def _exact_dtype(spec: Spec, tensors: list[Tensor]) -> str:
     """What a job is computed in for its derivative to be right: halves hold neither its saved sums nor row numbers."""
     if spec.dtype in ("float16", "bfloat16"):
         return "float32"
-    if spec.dtype == "float32" and any(
-        len(part.rule.saves) and "Arg" in part.rule.saves[0] for part in spec.parts
-    ):
+    if spec.dtype == "float32" and keeps_places(spec):
         rows = (x.shape[-2] for x, v in zip(tensors, spec.inputs.values(), strict=True) if v.params[2] != P)
         return "float64" if max(rows, default=0) > _EXACT_ROWS else "float32"
     return spec.dtype
@@ -76,26 +77,28 @@ class Reduce(Function):
         device = tensors[0].device
         if call.guarded and call.device is None and remote() is not None:
             arrays = {n: _hashed_once(n, a, call.guarded) for n, a in arrays.items()}
-        values = evaluate(spec, arrays, call)
-        return tuple(to_tensor(v, t, device) for v, t in zip(values, output_dtypes(spec), strict=True))
+        values = computed(spec, arrays, call)
+        return tuple([to_tensor(v, t, device) for v, t in zip(values, output_dtypes(spec), strict=True)])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.spec, ctx.call, *tensors = inputs
         ctx.set_materialize_grads(False)
-        kinds = outputs_of(ctx.spec)
-        ctx.mark_non_differentiable(*(y for y, (_, v) in zip(output, kinds, strict=True) if not v))
-        ctx.save_for_backward(*tensors, *output)
-        ctx.save_for_forward(*tensors, *output)
+        if "int64" in output_dtypes(ctx.spec):
+            kinds = outputs_of(ctx.spec)
+            ctx.mark_non_differentiable(*(y for y, (_, v) in zip(output, kinds, strict=True) if not v))
+        forward = _forward_mode()
+        held = (*tensors, *output) if forward or needs_results(ctx.spec) else tensors
+        ctx.save_for_backward(*held)
+        if forward:
+            ctx.save_for_forward(*held)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         arrays, results = _saved(ctx)
-        outputs = outputs_of(ctx.spec)
-        given = [e if v else None for e, (_, v) in zip(cotangents, outputs, strict=True)]
         wanted = [n for n, need in zip(arrays, ctx.needs_input_grad[2:], strict=True) if need]
-        found = pull(ctx.spec, ctx.call, arrays, results, given, wanted)
-        return None, None, *(found.get(n) for n in arrays)
+        found = pull(ctx.spec, ctx.call, arrays, results, cotangents, wanted)
+        return None, None, *map(found.get, arrays)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -121,6 +124,23 @@ class Reduce(Function):
         return values, (0,) * len(values)
 
 
+class Recorded(Reduce):
+    """The same function, to be recorded outside torch.func."""
+
+    @staticmethod
+    def forward(ctx: Any, spec: Spec, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        output = Reduce.forward(spec, call, *tensors)
+        Reduce.setup_context(ctx, (spec, call, *tensors), output)
+        return output
+
+    setup_context = Function.setup_context
+
+
+def _forward_mode() -> bool:
+    """Whether tangents may go through what is computed now."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 def outer_tangents() -> Any:
     """In a jvp torch switches all tangents off; this lets those of an outer forward mode through, see `primal`."""
     return _set_fwd_grad_enabled(True)
@@ -133,10 +153,13 @@ def primal(x: Tensor) -> Tensor:
 
 
 def _saved(
-    ctx: Any, of: Callable[[Tensor], Tensor] = lambda x: x
-) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
-    held, count = tuple(map(of, ctx.saved_tensors)), len(ctx.spec.inputs)
-    return dict(zip(ctx.spec.inputs, held[:count], strict=True)), held[count:]
+    ctx: Any, of: Callable[[Tensor], Tensor] | None = None
+) -> tuple[dict[int, Tensor], tuple[Any, ...]]:
+    """The inputs, and the results, or None for each where no derivative needs them."""
+    held, count = ctx.saved_tensors, len(ctx.spec.inputs)
+    held = tuple(map(of, held)) if of else held
+    results = held[count:] or (None,) * len(outputs_of(ctx.spec))
+    return dict(zip(ctx.spec.inputs, held[:count], strict=True)), results
 
 
 def _hashed_once(n: int, array: Any, guarded: dict[int, Content | None]) -> Any:

@@ -159,6 +159,11 @@ def evaluate(spec: Spec, arrays: Mapping[int, Any], call: Call = PLAIN) -> tuple
         from farsum.autograd import reduced
 
         return reduced(spec, arrays, call)
+    return computed(spec, arrays, call)
+
+
+def computed(spec: Spec, arrays: Mapping[int, Any], call: Call) -> tuple[Any, ...]:
+    """The results of a job of arrays and handles."""
     if call.ranges:
         arrays = {**arrays, **call.ranges}
     options = progress.options(call.deadline_s, call.keep)

@@ -43,6 +43,18 @@ def outputs_of(spec: Spec) -> Outputs:
 
 
 @lru_cache(maxsize=1024)
+def needs_results(spec: Spec) -> bool:
+    """Whether the derivative of the job is written with its results."""
+    return any(part.rule.saves for part in spec.parts)
+
+
+@lru_cache(maxsize=1024)
+def keeps_places(spec: Spec) -> bool:
+    """Whether the derivative of the job is written with the numbers of rows."""
+    return any(name.startswith("Arg") for part in spec.parts for name in part.rule.saves)
+
+
+@lru_cache(maxsize=1024)
 def remembering(spec: Spec) -> tuple[Spec, tuple[int, ...]]:
     """The job with what its derivative needs computed in the same pass, and where its own results stand."""
     parts = [replace(p, reduction=_WITH_PLACES.get(p.reduction, p.reduction)) for p in spec.parts]
@@ -80,6 +92,7 @@ def _width(part: Part) -> int:
     return width
 
 
+@lru_cache(maxsize=1024)
 def _beyond(spec: Spec) -> int:
     """The first number that no variable has. Reduction n has two more: its cotangent or nothing, its saved results."""
     return max(spec.inputs, default=-1) + 1
@@ -155,12 +168,12 @@ def pull(
     """The cotangents of the wanted inputs of a job, each of the shape of its array.
 
     results      those of the job; None where they are not known
-    cotangents   of the results; None for zeros, and for indices
+    cotangents   of the results; None for zeros. Those of indices do not count
 
     Raises NoDerivative for a reduction without one.
     """
     outputs = outputs_of(spec)
-    given = {part: e for (part, _), e in zip(outputs, cotangents, strict=True) if e is not None}
+    given = {p: e for (p, is_value), e in zip(outputs, cotangents, strict=True) if is_value and e is not None}
     held = dict(arrays)
     for place, e in given.items():
         held[_beyond(spec) + 2 * place] = _flat(e, spec.parts[place])
@@ -207,6 +220,8 @@ def push(
 
 def _flat(values: Any, part: Part) -> Any:
     """Results with their trailing axes as one vector per row."""
+    if not part.rule.listed:
+        return values
     return values.reshape((*values.shape[: values.ndim - len(part.output_tail())], _width(part)))
 
 

@@ -113,7 +113,8 @@ class Matrix(Reductions):
         max_products  give up after so many products K @ v; None for 100·(2k + 20)
         seed          of the vector that the iteration starts from
 
-        On a server the whole iteration is one call. Raises SolverDidNotConverge, with both as they stood.
+        On a server the whole iteration is one call. Of tensors, eigenvalues that stand alone have a first derivative.
+        Raises SolverDidNotConverge, with both as they stood.
         """
         from farsum.spectrum import eigsh
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from farsum.session import Session
 from farsum.stream import Lost
-from farsum_kernels.errors import Draining, FarsumError, ServerUnreachable, StoreFull
+from farsum_kernels.errors import ArrayMissing, Draining, FarsumError, ServerUnreachable, StoreFull
 
 # A job under which the server went away so often is not sent to it again.
 MAX_LOSSES = 4
@@ -38,7 +38,8 @@ def persist(session: Session, attempt: Callable[[], T], left: Callable[[], float
         except Lost as lost:
             error, limit_s = lost.cause, session.away_s
             losses += 1
-            if losses > MAX_LOSSES or not isinstance(error, ServerUnreachable | Draining):
+            # A result that is not there any more was lost with the server that had it.
+            if losses > MAX_LOSSES or not isinstance(error, ServerUnreachable | Draining | ArrayMissing):
                 raise error from lost
         except (ServerUnreachable, Draining) as away:
             error, limit_s = away, session.away_s

@@ -231,38 +231,45 @@ class Session:
             )
             call(messages)
         except grpc.RpcError as error:
-            found = rebuilt(error, self.target)
-            if isinstance(found, ServerUnreachable | Draining):
-                raise Lost(found) from error
-            raise found from error
+            raise self._broken(error) from error
 
-    def download(self, what: bytes | ArrayRef, into: memoryview, exact: bool = True) -> int:
+    def _broken(self, error: grpc.RpcError) -> FarsumError | Lost:
+        """What a bulk stream ended with. One that nobody cancelled was lost with its connection."""
+        found = rebuilt(error, self.target)
+        if isinstance(found, Cancelled) and not self.closed:
+            return Lost(unreachable(self.target, "the connection was cut"))
+        return Lost(found) if isinstance(found, ServerUnreachable | Draining) else found
+
+    def download(
+        self, what: bytes | ArrayRef, into: memoryview, exact: bool = True, received: list[int] | None = None
+    ) -> int:
         """Fetch one large result by its ticket, or an array that is held there; gives the number of bytes.
 
-        exact   raise unless there are as many as there is room
+        exact      raise unless there are as many as there is room
+        received   holds how many are there from an attempt that was broken off, and is kept up to date
         """
-        received = 0
+        received = received or [0]
         method: grpc.UnaryStreamMultiCallable[bytes, bytes] = self.channel().unary_stream(
             wire.METHODS["Download"]
         )
-        call = method(wire.encode_download(what))
+        call = method(wire.encode_download(what, received[0]))
         try:
             for chunk in call:
-                end = received + len(chunk)
+                end = received[0] + len(chunk)
                 if end > len(into):
                     wire.check_complete(end, len(into))
-                into[received:end] = chunk
-                received = end
+                into[received[0] : end] = chunk
+                received[0] = end
         except grpc.RpcError as error:
-            found = rebuilt(error, self.target)
-            if isinstance(what, bytes) or isinstance(found, ServerUnreachable | Draining):
+            found = self._broken(error)
+            if isinstance(what, bytes) and isinstance(found, FarsumError):
                 raise Lost(found) from error
             raise found from error
         finally:
             call.cancel()
         if exact:
-            wire.check_complete(received, len(into))
-        return received
+            wire.check_complete(received[0], len(into))
+        return received[0]
 
     def close(self) -> None:
         """Close the connection. Jobs under way are cancelled on the server and fail here with Cancelled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from farsum.arrays import Array, Input, Slot, is_number
 from farsum.lazy import make, of_input
 from farsum.systems import found
 from farsum.tensors import NUMPY, is_tensor, plain, recast, to_tensor
-from farsum_kernels.errors import FormulaError, NoDerivative, ShapeError
+from farsum_kernels.errors import FormulaError, ShapeError
 from farsum_kernels.formula.expr import J
 from farsum_kernels.program import ENDS, MAX_EIGENVALUES, Eigen
 
@@ -49,23 +50,28 @@ def eigsh(
 
 
 def _of_tensors(lazy: Any, *options: Any) -> tuple[Any, Any]:
-    """The same of tensors: tensors, which have no derivative."""
-    inputs = [held.array for held in lazy.frame.inputs]
-    if any(is_tensor(x) and x.requires_grad for x in inputs):
-        raise NoDerivative(
-            "eigenvalues are not differentiated: detach the tensors, or write with torch.no_grad()"
-        )
-    dtype = "float32" if lazy.frame.dtype in ("float16", "bfloat16") else lazy.frame.dtype
-    frame = lazy.frame.but(
-        inputs=tuple(
-            Input(plain(recast(h.array, dtype)) if h.home else h.array, h.category, h.loose)
-            for h in lazy.frame.inputs
-        ),
-        dtype=dtype,
-        home=NUMPY,
-    )
-    found = eigsh(make(lazy.expr, frame), *options)
-    return tuple(recast(to_tensor(x, dtype, lazy.frame.home), lazy.frame.dtype) for x in found)
+    """The same of tensors: tensors. The eigenvalues have a first derivative."""
+    from farsum.eigenvalues import differentiated
+
+    frame, home = lazy.frame, lazy.frame.home
+    dtype = "float32" if frame.dtype in ("float16", "bfloat16") else frame.dtype
+    places = [n for n, h in enumerate(frame.inputs) if is_tensor(h.array)]
+
+    def standing_on(arrays: Sequence[Any], **changes: Any) -> Any:
+        inputs = list(frame.inputs)
+        for n, array in zip(places, arrays, strict=True):
+            inputs[n] = Input(array, inputs[n].category, inputs[n].loose)
+        return make(lazy.expr, frame.but(inputs=tuple(inputs), **changes))
+
+    def find() -> tuple[Any, Any]:
+        arrays = [plain(recast(frame.inputs[n].array, dtype)) for n in places]
+        values, vectors = eigsh(standing_on(arrays, dtype=dtype, home=NUMPY), *options)
+        return tuple(recast(to_tensor(x, dtype, home), frame.dtype) for x in (values, vectors))
+
+    def product(tensors: Sequence[Any], vectors: Any) -> Any:
+        return standing_on(tensors) @ vectors
+
+    return differentiated(find, product, [frame.inputs[n].array for n in places])
 
 
 def _points(lazy: Any) -> int:

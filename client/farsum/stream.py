@@ -42,7 +42,9 @@ def rebuilt(error: grpc.RpcError, target: str) -> FarsumError:
             failure.error.retry_after_s = failure.retry_after_s
         return failure.error
     match code:
-        case grpc.StatusCode.UNAVAILABLE:
+        # Our servers say what they mean by an error. Without their word a stream that ends in one of the other
+        # two broke with its connection.
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.UNKNOWN | grpc.StatusCode.INTERNAL:
             return unreachable(target, details)
         case grpc.StatusCode.CANCELLED:
             return Cancelled(f"the call to {target} was cancelled")
@@ -175,7 +177,10 @@ class Stream:
         except StopIteration:
             self.break_off(unreachable(self._target, "the connection was closed"))
         except grpc.RpcError as error:
-            self.break_off(rebuilt(error, self._target))
+            cause = rebuilt(error, self._target)
+            if isinstance(cause, Cancelled) and not self.broken:  # not by us
+                cause = unreachable(self._target, "the connection was cut")
+            self.break_off(cause)
         except WireError as error:
             self.break_off(error)
         except BaseException:

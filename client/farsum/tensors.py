@@ -44,7 +44,7 @@ def is_array(x: object) -> bool:
 def among(values: Iterable[object]) -> bool:
     """Whether one of the values is a tensor."""
     kind = getattr(sys.modules.get("torch"), "Tensor", None)
-    return kind is not None and any(isinstance(x, kind) for x in values)
+    return kind is not None and any([isinstance(x, kind) for x in values])
 
 
 def home_of(x: Any) -> Any:
@@ -193,6 +193,8 @@ def zeros_like(x: Any, shape: tuple[int, ...] | None = None) -> Any:
 
 def summed_to(x: Any, shape: tuple[int, ...]) -> Any:
     """Summed over the leading axes along which an array of this shape was repeated."""
+    if x.shape == shape:
+        return x
     lead = x.ndim - len(shape)
     x = x.sum(tuple(range(lead))) if lead else x
     axes = tuple(n for n, (a, b) in enumerate(zip(x.shape, shape, strict=True)) if b == 1 and a != 1)

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from farsum_kernels.errors import (
@@ -323,6 +323,7 @@ def output_shapes(spec: Spec, extent: Extent) -> tuple[tuple[int, ...], ...]:
     return tuple((*extent.batch, kept, *part.output_tail()) for part in spec.parts for _ in part.rule.outputs)
 
 
+@lru_cache(maxsize=1024)
 def output_dtypes(spec: Spec) -> tuple[str, ...]:
     """The dtype of each result array: the data dtype, or int64 for indices."""
     kinds = [kind for part in spec.parts for kind in part.rule.outputs]

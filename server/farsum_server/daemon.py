@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import structlog
 
@@ -25,7 +23,6 @@ from farsum_kernels.errors import (
     InternalError,
     QueueFull,
     StoreFull,
-    WireError,
     WorkerDied,
 )
 from farsum_kernels.job import ArrayRef
@@ -34,9 +31,12 @@ from farsum_server import queue
 from farsum_server.arena import Allocator, Arena
 from farsum_server.bulk import Bulk
 from farsum_server.clients import Client
+from farsum_server.express import Express
+from farsum_server.jobs import Answer, Begun, Device, Job, Limits, OnProgress
 from farsum_server.metrics import Metrics
 from farsum_server.process import WORKER, WorkerProcess
-from farsum_server.store import Held, Store
+from farsum_server.store import Store
+from farsum_server.supply import Supply
 
 log = structlog.get_logger("farsum.daemon")
 
@@ -45,64 +45,9 @@ SLICE_S = 0.1
 MAX_PAUSE_S = 2.0
 # Only the order of magnitude counts: node evaluations of one worker in a second.
 NODES_PER_S = 2e9
-# A job of fewer node evaluations is waited for in place, for so long at most: the loop stands still meanwhile.
-SMALL_NODES, SMALL_S = 1e7, 0.001
 RESTART_PAUSES_S = (0.0, 0.5, 2.0, 10.0, 30.0)
 # A worker that lived this long was healthy, and its successor starts without a pause.
 HEALTHY_S = 60.0
-
-OnProgress = Callable[[float, tuple[bytes, ...]], None]
-Answer = Callable[["wire.Reply | FarsumError"], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a daemon allows; see settings.py for the words."""
-
-    store_bytes: int
-    store_warm_bytes: int = 0
-    queue_limit: int = 256
-    compile_deadline_s: float = 30.0
-    upload_idle_s: float = 60.0
-    ticket_ttl_s: float = 120.0
-    tenant_bytes: int | None = None
-    handle_ttl_s: float = 3600.0
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    id: int
-    client: Client
-    form: wire.Form
-    start: wire.Start
-    blocks: list[int]  # regions of the results, when they are kept or too large to travel inline
-    pins: list[Held]
-    answer: Answer
-    on_progress: OnProgress | None
-    asked: float
-    began: float | None = None
-    timer: asyncio.TimerHandle | None = None
-    settled: bool = False
-    missing: tuple[bytes, ...] = ()  # of an outlook: the arrays that are not here
-    keep: bytes = b""  # the token that is to hold the results
-
-
-class Begun(NamedTuple):
-    """A small job that is on a worker and was not answered at once."""
-
-    job: int
-    worker: int
-
-
-@dataclass(slots=True)
-class _Device:
-    process: WorkerProcess
-    about: wire.Device | None = None  # None until it has reported ready
-    job: int | None = None
-    compiling: bool = False
-    since: float = 0.0
-    started: float = 0.0
-    failures: int = 0
 
 
 class Daemon:
@@ -128,20 +73,22 @@ class Daemon:
         )
         self._queue = queue.Queue(limits.queue_limit)
         self._forms = wire.FormCache()
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, Job] = {}
         self._next_job = 0
-        self._sent_inline = 0
         self._draining = False
         self._stopped = False
         self._ticker: asyncio.Task[None] | None = None
         self._devices = [
-            _Device(
+            Device(
                 WorkerProcess(
                     n, self._arena, self._event, self._lost, threads=threads, worker=worker, device=device
                 )
             )
             for n, device in enumerate(devices)
         ]
+        self._supply = Supply(self._store, self._bulk)
+        self.settle_claims = self._supply.settle_claims
+        self._express = Express(self._forms, self._store, self._devices)
         self._watch()
 
     def _watch(self) -> None:
@@ -168,7 +115,7 @@ class Daemon:
             self._spawn(device)
         self._ticker = asyncio.get_running_loop().create_task(self._tick_forever())
 
-    def _spawn(self, device: _Device) -> None:
+    def _spawn(self, device: Device) -> None:
         if not self._stopped:
             device.started = time.monotonic()
             device.process.start()
@@ -228,28 +175,10 @@ class Daemon:
         """
         if self._jobs or self._draining or self._bulk.under_way:
             return None
-        ask = wire.small_ask(data)
-        form = self._forms.known(ask.form) if ask else None
-        if not ask or not form or form.cost > SMALL_NODES or form.results > wire.INLINE_BYTES or form.nbytes:
-            return None
-        device = next((d for d in self._devices if d.about), None)
-        if device is None or not wire.fits(form, ask.contents):
-            return None
-        offsets = []
-        for face, (digest, _) in zip(form.faces, ask.contents, strict=True):
-            if digest:
-                held = self._store.find(client.tenant, digest)
-                if held is None or held.nbytes != face.nbytes:
-                    return None
-                offsets.append(held.offset)
-        self._next_job += 1
-        said = device.process.exchange(
-            self._next_job, wire.encode_small(self._next_job, data, offsets), SMALL_S
-        )
-        if said is None:
-            return Begun(self._next_job, device.process.number)
-        self._sent_inline += form.results
-        return said
+        found = self._express.ask(self._next_job + 1, client.tenant, data)
+        if found is not None:
+            self._next_job += 1
+        return found
 
     def ask(
         self,
@@ -276,7 +205,7 @@ class Daemon:
             raise StoreFull(
                 f"the program holds {form.nbytes} bytes between its steps; this server allows {self._limits.store_bytes}"
             )
-        found = self._find(client.tenant, form, request.contents)
+        found = self._supply.find(client.tenant, form, request.contents)
         missing: tuple[bytes, ...] = ()
         blocks: list[int] = []
         if request.outlook:
@@ -289,9 +218,9 @@ class Daemon:
         else:
             places, pins = found
             try:
-                blocks = self._blocks(client.tenant, form, bool(request.keep))
+                blocks = self._supply.blocks(client.tenant, form, bool(request.keep))
             except FarsumError:
-                self._unpin(pins)
+                self._supply.unpin(pins)
                 raise
             digests = tuple([content.digest for content in request.contents])
             start = wire.Start(
@@ -304,7 +233,7 @@ class Daemon:
             )
         if begun is None:
             self._next_job += 1
-        job = _Job(
+        job = Job(
             self._next_job, client, form, start, blocks, pins, answer, on_progress if request.progress else None,
             time.perf_counter(), missing=missing, keep=request.keep,
         )  # fmt: skip
@@ -337,77 +266,6 @@ class Daemon:
         """The client has opened a session; `leave` ends it."""
         if client.holder:
             self._store.arrive(client.holder)
-
-    def settle_claims(self, client: Client, residency: wire.Residency) -> wire.Need:
-        """Hold arrays and let others go; gives those to hold that are not here."""
-        missing = [
-            digest for digest, token in residency.hold if not self._store.hold(client.tenant, digest, token)
-        ]
-        for digest, token in residency.release:
-            self._store.let_go(client.tenant, digest, token)
-        return self._need(client.tenant, missing)
-
-    def _need(self, tenant: str, missing: list[bytes]) -> wire.Need:
-        digests = tuple(dict.fromkeys(missing))
-        reasons = tuple([self._store.fate(tenant, digest) for digest in digests])
-        return wire.Need(digests, reasons, tuple([self._bulk.received(tenant, digest) for digest in digests]))
-
-    def _find(
-        self, tenant: str, form: wire.Form, contents: tuple[wire.Content, ...]
-    ) -> wire.Need | tuple[tuple[int | bytes, ...], list[Held]]:
-        """Where the job's arrays are, pinned in the store; or those that are missing."""
-        places: list[int | bytes] = []
-        pins: list[Held] = []
-        missing: list[bytes] = []
-        try:
-            for face, content in zip(form.faces, contents, strict=True):
-                if not content.digest and content.inline is not None:
-                    places.append(content.inline)
-                elif held := self._hold(tenant, face, content):
-                    pins.append(held)
-                    places.append(held.offset)
-                else:
-                    missing.append(content.digest)
-        except FarsumError:
-            self._unpin(pins)
-            raise
-        if missing:
-            self._unpin(pins)
-            return self._need(tenant, missing)
-        return tuple(places), pins
-
-    def _hold(self, tenant: str, face: wire.Face, content: wire.Content) -> Held | None:
-        """An array, pinned, if it is here or came along."""
-        held = self._store.find(tenant, content.digest)
-        if held is None and content.inline is not None:
-            held = self._bulk.keep_inline(tenant, content.digest, content.inline)
-        if held is None:
-            return None
-        if held.nbytes != face.nbytes:
-            raise WireError(f"a digest of {held.nbytes} bytes is used for an array of shape {face.shape}")
-        held.pins += 1
-        return held
-
-    def _blocks(self, tenant: str, form: wire.Form, keep: bool) -> list[int]:
-        """Regions for the results, if they stay or any of them is too large to travel inline."""
-        blocks: list[int] = []
-        if not keep and max(face.nbytes for face in form.outputs) <= wire.INLINE_BYTES:
-            return blocks
-        try:
-            for face in form.outputs:
-                blocks.append(self._store.reserve(tenant, face.nbytes))
-        except FarsumError:
-            self._free(blocks)
-            raise
-        return blocks
-
-    def _unpin(self, pins: list[Held]) -> None:
-        for held in pins:
-            held.unpin()
-
-    def _free(self, blocks: list[int]) -> None:
-        for block in blocks:
-            self._store.release(block)
 
     # ── what the queue decides, and what the workers report ───────────────────────────────────────
 
@@ -488,48 +346,20 @@ class Daemon:
         self.metrics.restarts.inc()
         asyncio.get_running_loop().call_later(pause, self._spawn, device)
 
-    def _outcome(self, job: _Job, event: wire.Finished) -> wire.Outputs | wire.Outlook | FarsumError:
+    def _outcome(self, job: Job, event: wire.Finished) -> wire.Outputs | wire.Outlook | FarsumError:
         try:
-            return self._collect(job, event)
+            return self._supply.collect(job, event)
         except FarsumError as error:
             return error
 
-    def _collect(self, job: _Job, event: wire.Finished) -> wire.Outputs | wire.Outlook:
-        """The results: inline, or as tickets that own their regions."""
-        if job.start.outlook:
-            return wire.Outlook(event.plan, job.missing)
-        faces = job.form.outputs
-        if not job.blocks:
-            if [len(v) for v in event.values] != [face.nbytes for face in faces]:
-                raise queue.Impossible(f"the worker gave {[len(v) for v in event.values]} bytes for {faces}")
-            self._sent_inline += sum(face.nbytes for face in faces)
-            return wire.Outputs(
-                tuple([wire.Value(f.dtype, f.shape, v) for f, v in zip(faces, event.values, strict=True)]),
-                event.plan,
-                event.stopped,
-            )
-        values = []
-        for n, face in enumerate(faces):
-            block = job.blocks.pop(0)  # from here on a ticket or the store owns the region
-            if job.keep:
-                digest = event.digests[n]
-                self._store.add(job.client.tenant, digest, face.nbytes, block, block, job.keep, kept=True)
-                values.append(wire.Value(face.dtype, face.shape, None, kept=digest))
-            else:
-                ref = ArrayRef(b"", face.dtype, face.shape)
-                values.append(
-                    wire.Value(face.dtype, face.shape, None, *self._bulk.offer(job.client, ref, block))
-                )
-        return wire.Outputs(tuple(values), event.plan, event.stopped)
-
-    def _reject(self, job: _Job, ahead: float) -> None:
+    def _reject(self, job: Job, ahead: float) -> None:
         self.metrics.rejected.labels("queue_full").inc()
         pause = min(MAX_PAUSE_S, max(0.05, ahead * SLICE_S / 4))
         error = QueueFull(f"the queue is full with {len(self._queue)} jobs; try again in {pause:.2g} s")
         self._forget(job)
         self._settle(job, wire.busy(error, pause))
 
-    def _end_early(self, job: _Job, error: FarsumError) -> None:
+    def _end_early(self, job: Job, error: FarsumError) -> None:
         if job.settled:
             return
         stage = "queued" if job.began is None else "running"
@@ -537,7 +367,7 @@ class Daemon:
         self._settle(job, error)
         self._handle(queue.Cancel(job.id))
 
-    def _settle(self, job: _Job, outcome: wire.Outputs | wire.Outlook | FarsumError) -> None:
+    def _settle(self, job: Job, outcome: wire.Outputs | wire.Outlook | FarsumError) -> None:
         """Answer the client. The job's memory may stay until the worker is done with it."""
         if job.settled:
             return
@@ -548,10 +378,10 @@ class Daemon:
         job.answer(outcome)
         job.client.tell_if_idle()
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: Job) -> None:
         del self._jobs[job.id]
-        self._unpin(job.pins)
-        self._free(job.blocks)
+        self._supply.unpin(job.pins)
+        self._supply.free(job.blocks)
         if self._draining:
             self._changed.set()
 
@@ -566,8 +396,8 @@ class Daemon:
 
     def _tick(self) -> None:
         self.metrics.count()
-        self.metrics.egress.labels("inline").inc(self._sent_inline)
-        self._sent_inline = 0
+        self.metrics.egress.labels("inline").inc(self._supply.sent + self._express.sent)
+        self._supply.sent = self._express.sent = 0
         now = time.monotonic()
         self._bulk.expire(now)
         self._store.expire()
@@ -575,7 +405,7 @@ class Daemon:
             if device.job and device.compiling and now - device.since > self._limits.compile_deadline_s:
                 self._overrun(device, self._jobs[device.job])
 
-    def _overrun(self, device: _Device, job: _Job) -> None:
+    def _overrun(self, device: Device, job: Job) -> None:
         """The compiler cannot be interrupted, only its process can."""
         log.error("compile deadline overrun", job=job.id, worker=device.process.number)
         text = f"the formula took more than {self._limits.compile_deadline_s:g} s to compile and start"

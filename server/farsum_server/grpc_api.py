@@ -19,7 +19,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from farsum_kernels.errors import FarsumError, WireError
 from farsum_proto import wire
 from farsum_server.clients import Client
-from farsum_server.daemon import Begun, Daemon, internal
+from farsum_server.daemon import Daemon, internal
+from farsum_server.jobs import Begun
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -161,7 +162,8 @@ class Session:
         while True:
             if self._outbox and not self._writing:
                 await self._say()
-            if self._client.idle and (self._eof or self._daemon.draining):
+            over = self._eof or self._daemon.draining
+            if over and self._client.idle and not self._outbox and not self._writing:
                 raise _Done
             self._wake = loop.create_future()
             await self._wake
@@ -244,8 +246,9 @@ class Api:
     async def download(self, data: bytes, context: Context) -> None:
         from farsum_proto.tensor import chunks_of
 
-        async with self._daemon.download(wire.decode_download(data)) as (header, body):
-            await _write_all(context, chunks_of(header, body))
+        what, offset = wire.decode_download(data)
+        async with self._daemon.download(what) as (header, body):
+            await _write_all(context, chunks_of(header, body, offset))
 
 
 async def _write_all(context: Context, chunks: Iterator[bytes]) -> None:

@@ -19,7 +19,7 @@ from pydantic_settings import (
 )
 
 from farsum_kernels.errors import UnsafeBind
-from farsum_server.daemon import Limits
+from farsum_server.jobs import Limits
 
 MIB = 1 << 20
 

@@ -135,8 +135,8 @@ def slow_job() -> tuple[Spec, dict[int, Any]]:
 
 
 def medium_job() -> tuple[Spec, dict[int, Any]]:
-    """A job of several slices that takes a few seconds."""
-    return gaussian_sum(), points(60_000, 60_000)
+    """A job of several slices that takes a second or two."""
+    return gaussian_sum(), points(40_000, 40_000)
 
 
 def expected(arrays: dict[int, Any]) -> Any:

@@ -24,7 +24,8 @@ from farsum_kernels.errors import (
 )
 from farsum_proto import wire
 from farsum_server.clients import Client
-from farsum_server.daemon import Begun, Daemon, Limits
+from farsum_server.daemon import Daemon
+from farsum_server.jobs import Begun, Limits
 from farsum_server.metrics import Metrics
 from tests.service.server import gaussian_sum
 

@@ -83,7 +83,7 @@ def test_a_loop_is_one_round_trip_and_the_numbers_of_the_engine_here(
 def test_a_hundred_steps_move_each_array_once(server: Server) -> None:
     """What a laptop sends in all, framing included, is the points, and a program of some hundred bytes."""
     port = int(server.address.rpartition(":")[2])
-    x, y = rng.random((6000, 3)), rng.random((5000, 3))
+    x, y = rng.random((3000, 3)), rng.random((2500, 3))
     with Relay(port) as relay:
         farsum.connect(relay.target)
         try:

@@ -119,7 +119,7 @@ def test_client_killed_in_the_middle_of_a_loop(engine: RemoteEngine, server: Ser
 def test_server_killed_in_the_middle_of_a_loop() -> None:
     """The client asks the server that takes its place, which begins anew and gives the same answer."""
     program, arrays = power_iteration(4000, 60, "float32"), power_arrays(4000, "float32")
-    with running() as first, engine_on(first, away_s=30.0) as engine:
+    with running() as first, engine_on(first, away_s=60.0) as engine:
         prepared = engine.prepare(program)
         want = prepared.run(arrays).values
         seen = threading.Event()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ import pytest
 from blake3 import blake3
 
 import farsum
+from farsum.handle import Content, Handle
 from farsum.remote import RemoteEngine
 from farsum.session import Session
 from farsum.stream import Lost, rebuilt
@@ -66,6 +68,38 @@ def test_a_broken_upload_goes_on_where_it_was(server: Server) -> None:
         np.testing.assert_array_equal(farsum.get(found), array)
         farsum.drop(handle)
     farsum.disconnect()
+
+
+def test_a_broken_download_goes_on_where_it_was(server: Server) -> None:
+    array = noise(24, seed=17)
+    with Relay(port_of(server), bits_per_s=800e6) as relay, RemoteEngine(relay.target) as engine:
+        engine.hold(farsum.put(array))
+        handle = Handle(Content(None, array.nbytes, item(array).digest), "float64", array.shape)
+        handle.content.engine = engine
+        before, cuts = relay.received, (6 * MIB, 12 * MIB)
+
+        def cut() -> None:
+            for size in cuts:
+                until(partial(lambda least: relay.received > least, before + size), "nothing comes")
+                relay.cut()
+
+        with ThreadPoolExecutor(1) as pool:
+            cutter = pool.submit(cut)
+            np.testing.assert_array_equal(engine.fetch(handle), array)
+            cutter.result()
+        # What was on its way when the line broke comes twice, and no more.
+        assert array.nbytes < relay.received - before < array.nbytes + len(cuts) * 3 * MIB
+
+
+def test_downloads_from_where_no_stream_goes_on(session: Session) -> None:
+    array = noise(1, seed=18)
+    upload_array(session, item(array))
+    ref = ArrayRef(item(array).digest, "float64", array.shape)
+    into = memoryview(bytearray(2 * MIB))
+    with pytest.raises(WireError, match="cannot go on from byte"):
+        session.download(ref, into, received=[array.nbytes + 5000])
+    with pytest.raises(WireError, match="declared"):
+        session.download(ref, into, received=[MIB // 2])  # all of the rest, but not as much as there is room
 
 
 def test_a_job_whose_upload_breaks_twice(server: Server) -> None:
@@ -266,7 +300,7 @@ def test_a_server_that_is_killed_in_the_middle(way: str) -> None:
             if way == "result":
                 with RemoteEngine(servers[0].target) as near:
                     near.prepare(spec).run(arrays)  # so that the result is all that travels
-            engine = opened.enter_context(RemoteEngine(relay.target))
+            engine = opened.enter_context(RemoteEngine(relay.target, away_s=60.0))
             killer = opened.enter_context(ThreadPoolExecutor(1)).submit(kill, relay)
             found = engine.prepare(spec).run(arrays).values[0]
             killer.result()

@@ -108,9 +108,9 @@ def test_small_messages_round_trip() -> None:
     assert type(again.stopped.error) is SolverDidNotConverge and again.stopped.residuals == (1.0, 0.5)
     assert wire.decode_server(wire.encode_draining()) == (0, wire.Goodbye())
     assert wire.decode_stored(wire.encode_stored(7)) == 7
-    assert wire.decode_download(wire.encode_download(b"t")) == b"t"
+    assert wire.decode_download(wire.encode_download(b"t")) == (b"t", 0)
     ref = ArrayRef(bytes(32), "int64", (3, 2))
-    assert wire.decode_download(wire.encode_download(ref)) == ref
+    assert wire.decode_download(wire.encode_download(ref, 40)) == (ref, 40)
     upload = wire.Upload(ref, 48 + 200, b"h" * 16, 100, True, "lz4")
     assert wire.decode_upload(wire.encode_upload(upload)) == upload
     claims = wire.Residency(((bytes(32), bytes(16)),), ((b"\1" * 32, b"\2" * 16),))

@@ -218,16 +218,18 @@ class UploadReply(_message.Message):
     def __init__(self, stored_bytes: _Optional[int] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
-    __slots__ = ("ticket", "digest", "dtype", "shape")
+    __slots__ = ("ticket", "digest", "dtype", "shape", "offset")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     ticket: bytes
     digest: bytes
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, ticket: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    offset: int
+    def __init__(self, ticket: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Value(_message.Message):
     __slots__ = ("dtype", "shape", "inline", "ticket", "kept", "stream_bytes")

@@ -121,20 +121,26 @@ def decode_stored(data: bytes) -> int:
     return parse(pb.UploadReply(), data).stored_bytes
 
 
-def encode_download(what: bytes | ArrayRef) -> bytes:
-    """Asks for a result by its ticket, or for an array that is held there."""
+def encode_download(what: bytes | ArrayRef, offset: int = 0) -> bytes:
+    """Asks for a result by its ticket, or for an array that is held there, from an offset of its stream on."""
     if isinstance(what, bytes):
         return pb.DownloadRequest(ticket=what).SerializeToString()
-    return pb.DownloadRequest(digest=what.digest, dtype=what.dtype, shape=what.shape).SerializeToString()
+    return pb.DownloadRequest(
+        digest=what.digest, dtype=what.dtype, shape=what.shape, offset=offset
+    ).SerializeToString()
 
 
-def decode_download(data: bytes) -> bytes | ArrayRef:
+def decode_download(data: bytes) -> tuple[bytes | ArrayRef, int]:
     message = parse(pb.DownloadRequest(), data)
     if message.ticket:
-        return message.ticket
+        if message.offset:
+            raise WireError("a ticket is good for one download, from the start")
+        return message.ticket, 0
     check_digest(message.digest)
     face = checked_face(message.dtype, message.shape)
-    return ArrayRef(message.digest, face.dtype, face.shape)
+    if message.offset > face.nbytes + MAX_HEADER_BYTES:
+        raise WireError(f"a stream of {face.nbytes} bytes cannot go on from byte {message.offset}")
+    return ArrayRef(message.digest, face.dtype, face.shape), message.offset
 
 
 def check_complete(received: int, expected: int) -> None:

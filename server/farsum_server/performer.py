@@ -1,0 +1,156 @@
+"""What a worker process does with each action: binds arrays of the arena, runs slices, answers with events.
+
+Knows no socket, and imports no native code: it is given the worker object that has it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import structlog
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from farsum_kernels.errors import DeviceFault, FarsumError, InternalError
+from farsum_proto import wire
+from farsum_proto.tensor import held_as
+from farsum_server.arena import Arena
+
+# Above this, hashing with more threads gains more than starting them costs.
+PARALLEL_HASH_BYTES = 1 << 20
+
+log = structlog.get_logger("farsum.worker")
+
+
+class Run(Protocol):
+    """A job on a worker; see farsum_server.worker."""
+
+    @property
+    def plan(self) -> Any: ...
+    def step(self) -> float: ...
+    def finish(self) -> tuple[Any, ...]: ...
+
+
+class _Started(NamedTuple):
+    """A job that was bound: its results go to `outputs`, or back within the message."""
+
+    run: Run
+    outputs: list[NDArray[Any]] | None
+    keep: bool
+    watch_s: float
+    seen: list[float]  # when its results were last looked at
+
+
+class Performer:
+    """Performs actions on one worker object and answers with events. Knows no socket."""
+
+    def __init__(self, worker: Any, arena: Arena) -> None:
+        self._worker = worker
+        self._arena = arena
+        self._forms = wire.FormCache()
+        self._runs: dict[int, _Started] = {}
+
+    def perform(
+        self, job: int, action: wire.Action
+    ) -> wire.Progressed | wire.Finished | wire.Failure | wire.Said | None:
+        """Never raises for what a job does wrong: that is an event too."""
+        try:
+            match action:
+                case wire.Small():
+                    return self._small(job, action)
+                case wire.Drop():
+                    self._runs.pop(job, None)
+                    return None
+                case wire.Start(outlook=True):
+                    return self._outlook(action)
+                case wire.Start():
+                    self._runs[job] = self._start(action)
+            return self._slice(job)
+        except DeviceFault:
+            # Nothing works on that device any more for this process: its successor does this job and all others.
+            log.exception("the device is lost", request=f"job-{job}")
+            raise
+        except FarsumError as error:
+            self._runs.pop(job, None)
+            return wire.Failure(error)
+        except Exception:
+            self._runs.pop(job, None)
+            log.exception("a job failed in the worker", request=f"job-{job}")
+            return wire.Failure(
+                InternalError(f"internal error; the server's log has it under request job-{job}")
+            )
+
+    def _start(self, start: wire.Start) -> _Started:
+        form = self._forms.get(start.form)
+        arrays = {}
+        for index, face, place in zip(form.indices, form.faces, start.places, strict=True):
+            array = (
+                self._array(face, place)
+                if isinstance(place, int)
+                else np.ndarray(face.shape, held_as(face.dtype), place)
+            )
+            array.setflags(write=False)
+            arrays[index] = array
+        outputs = list(map(self._array, form.outputs, start.outputs)) if start.outputs else None
+        digests = {n: digest for n, digest in zip(form.indices, start.digests, strict=True) if digest}
+        run = self._worker.start(form.spec, arrays, outputs, digests)
+        return _Started(run, outputs, start.keep, start.watch_s, [time.monotonic()])
+
+    def _small(self, job: int, small: wire.Small) -> wire.Said | wire.Progressed:
+        """A job from its message to its answer, if one slice is all it takes."""
+        ask = wire.small_ask(small.ask)
+        assert ask is not None, "the daemon has checked it"
+        form, places = self._forms.get(ask.form), iter(small.offsets)
+        arrays, digests = {}, {}
+        for index, face, (digest, inline) in zip(form.indices, form.faces, ask.contents, strict=True):
+            if digest:
+                digests[index] = digest
+                array = self._array(face, next(places))
+                array.setflags(write=False)
+            else:
+                array = np.ndarray(face.shape, held_as(face.dtype), inline)
+            arrays[index] = array
+        run = self._worker.start(form.spec, arrays, None, digests)
+        if (share := run.step()) < 1.0:
+            self._runs[job] = _Started(run, None, False, 0.0, [0.0])
+            return wire.Progressed(share)
+        values = [value.tobytes() for value in run.finish()]
+        return wire.Said(wire.encode_said(ask.id, form, values, wire.encode_plan(run.plan)))
+
+    def _outlook(self, start: wire.Start) -> wire.Finished:
+        form = self._forms.get(start.form)
+        shapes = {index: face.shape for index, face in zip(form.indices, form.faces, strict=True)}
+        return wire.Finished((), wire.encode_plan(self._worker.outlook(form.spec, shapes)))
+
+    def _array(self, face: wire.Face, offset: int) -> NDArray[Any]:
+        return np.ndarray(face.shape, held_as(face.dtype), self._arena.view, offset)
+
+    def _slice(self, job: int) -> wire.Progressed | wire.Finished:
+        started = self._runs[job]
+        if (share := started.run.step()) < 1.0:
+            return wire.Progressed(share, _watched(started))
+        values = started.run.finish()
+        del self._runs[job]
+        plan = wire.encode_plan(started.run.plan)
+        failure = getattr(started.run, "failure", None)
+        stopped = wire.Stopped(failure, tuple(failure.residuals)) if failure else None
+        if started.outputs is None:
+            return wire.Finished(tuple(v.tobytes() for v in values), plan, stopped=stopped)
+        digests = tuple(map(_digest, started.outputs)) if started.keep else ()
+        return wire.Finished((), plan, digests, stopped)
+
+
+def _watched(started: _Started) -> tuple[bytes, ...]:
+    """The results as they stand, if somebody watches and it is time; nothing of a job that is no program."""
+    peek, now = getattr(started.run, "peek", None), time.monotonic()
+    if not started.watch_s or peek is None or now < started.seen[0] + started.watch_s:
+        return ()
+    started.seen[0] = now
+    return tuple(value.tobytes() for value in peek())
+
+
+def _digest(array: NDArray[Any]) -> bytes:
+    threads = blake3.AUTO if array.nbytes >= PARALLEL_HASH_BYTES else 1
+    return blake3(array.reshape(-1).view(np.uint8).data, max_threads=threads).digest()
