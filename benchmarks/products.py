@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.measure import Others, interleaved, machine_line, median, save, timed, warn_if_disturbed
 from farsum.numpy import Genred, Vi, Vj
-from farsum_kernels.backends.cpu.certified import GROWTH, at_centre
+from farsum_kernels.backends.certified import GROWTH, at_centre
 
 Array = np.ndarray[Any, Any]
 

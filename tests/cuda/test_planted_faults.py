@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -50,6 +50,19 @@ def gaussian(dim: int, m: int, n: int, batch: tuple[int, ...] = ()) -> Job:
     decay = node("Exp", node("Minus", node("SqDist", variable(0, dim, I), variable(1, dim, J))))
     spec = Spec(node("Mult", decay, variable(2, 1, J)), "Sum", 1, "float32")
     return Job(spec, {0: x, 1: y, 2: b}, Extent(m, n, batch), np.exp(-squares(x, y)) @ b.astype(np.float64))
+
+
+def norms() -> Job:
+    """Distances of long vectors from norms and products."""
+    job = gaussian(43, 130, 300)
+    x, y = variable(0, 43, I), variable(1, 43, J)
+    distance = node(
+        "Add",
+        node("SqNorm2", x),
+        node("Subtract", node("SqNorm2", y), node("Add", *[node("Scalprod", x, y)] * 2)),
+    )
+    spec = Spec(node("Mult", node("Exp", node("Minus", distance)), variable(2, 1, J)), "Sum", 1, "float32")
+    return replace(job, spec=spec)
 
 
 def in_float64() -> Job:
@@ -133,6 +146,7 @@ JOBS: dict[str, Callable[[], Job]] = {
     "logsumexp": lambda: distances("LogSumExp"),
     "argmin": lambda: distances("ArgMin"),
     "float64": in_float64,
+    "norms": norms,
     "laplacian": laplacian,
     "list": lambda: distances("ArgKMin", 4),
     "filter": lambda: filtered(0),
@@ -209,6 +223,13 @@ FAULTS = [
         "(n ^ 1) & (FS_POWERS - 1)",
     ),
     ("an exponent of a polynomial is off", "laplacian", r"0x3f800000u\)", "0x3f000000u)"),
+    ("a larger term is not noticed", "logsumexp", r"if \(raised\d+\)", "if (false)"),
+    (
+        "pairs take what another row needs",
+        "norms",
+        r"fs_lesser\(first \+ q, last_row\)",
+        "fs_lesser(first + (q ^ 1), last_row)",
+    ),
     ("the bound is dropped", "filter", r"fs_fma\(by_size\[r\], size, .*base\[r\]\)\)", "base[r]"),
     ("what still waits is not verified", "filter", r"while \(count > 0\)", "while (false)"),
     ("a copy to shared memory is not waited for", "filter", r"fs_copy_wait<0>\(\);", ""),

@@ -17,6 +17,7 @@ Optional, for speed only:
   step     for ordered lists of K: how one slot of the list meets an incoming term
   peak     of sums of exp(x)·g that are held as multiples of exp(m): the new m after a block of terms x
   share    of the same: what a term x counts for beside m, exp(x − m); sums so far are rescaled by it too
+  calm     of the same: the state after terms of which none is above m, so that nothing is rescaled
 
 Conventions (docs/parity.md): NaN propagates through sums and is skipped by min and max; ties go to the
 smallest index; an empty reduction gives the identity, with index 0.
@@ -81,6 +82,7 @@ class Reduction:
     step: Callable[[Val, Val, Val, Val, Val], tuple[Val, Val, Val, Val, Val]] | None = None
     peak: Callable[[Val, Sequence[Val]], Val] | None = None
     share: Callable[[Val, Val], Val] | None = None
+    calm: Callable[[State, Sequence[Term]], State] | None = None
     scalar: bool = False
     weight: str = "none"
     additive: bool = False
@@ -177,18 +179,25 @@ def _shifted(
         p = ir.exp(term[0] - m)
         return m, *(p * g for g in factors(term))
 
+    def inner(count: int, shares: Sequence[Val], terms: Sequence[Term]) -> list[Val]:
+        gs = [factors(term) for term in terms]
+        return [
+            reduce(lambda a, b: a + b, (q * g[k] for q, g in zip(shares, gs, strict=True)))
+            for k in range(count)
+        ]
+
     def block(state: State, terms: Sequence[Term], indices: Sequence[Val]) -> State:
         # One rescale per block of terms: 1 + 1/len(terms) exponentials per pair instead of 2.
         m, *sums = state
         top = _peak(m, [term[0] for term in terms])
-        p = [_share(term[0], top) for term in terms]
         scale = _share(m, top)
-        gs = [factors(term) for term in terms]
-        inner = [
-            reduce(lambda a, b: a + b, (q * g[k] for q, g in zip(p, gs, strict=True)))
-            for k in range(len(sums))
-        ]
-        return top, *(s * scale + t for s, t in zip(sums, inner, strict=True))
+        new = inner(len(sums), [_share(term[0], top) for term in terms], terms)
+        return top, *(s * scale + t for s, t in zip(sums, new, strict=True))
+
+    def calm(state: State, terms: Sequence[Term]) -> State:
+        m, *sums = state
+        new = inner(len(sums), [_share(term[0], m) for term in terms], terms)
+        return m, *(s + t for s, t in zip(sums, new, strict=True))
 
     def sums(w: int) -> int:
         return max(w, 1) if not normalised else 1 + w
@@ -202,6 +211,7 @@ def _shifted(
         block=block,
         peak=_peak,
         share=_share,
+        calm=calm,
         finish=lambda s: (finish(s),),
         outputs=(Kind.VALUE,),
         width=width,

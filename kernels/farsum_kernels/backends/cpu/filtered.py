@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum_kernels.backends.cpu.certified import MIN_ROWS, at_centre, squares
+from farsum_kernels.backends.certified import MIN_ROWS, at_centre, squares
 from farsum_kernels.backends.cpu.emit import PIECE
 from farsum_kernels.backends.cpu.launch import Launch
 from farsum_kernels.backends.rows import on_rows

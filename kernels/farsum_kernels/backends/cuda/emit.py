@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from farsum_kernels.backends.cuda.layout import SHARED_BYTES, STAGED_BYTES, Layout
+from farsum_kernels.backends.cuda.layout import HELD_BYTES, SHARED_BYTES, STAGED_BYTES, Layout
 from farsum_kernels.backends.cuda.tables import CUDA, RULES
 from farsum_kernels.backends.cuda.text import LARGEST, Source, Value, literal
 from farsum_kernels.backends.culling import never_positive
@@ -142,6 +142,12 @@ class Emitter:
         own = self.leaving(frozenset({J}))
         own.sort(key=lambda n: (self.program.code[n].prim is Prim.LOAD, n))
         return own[: STAGED_BYTES // (self.layout.tile * self.item_bytes)]
+
+    @cached_property
+    def held_rows(self) -> list[int]:
+        """The numbers of a row that lie in shared memory, where vectors are long; others stay in registers."""
+        own = self.leaving(frozenset({I})) if self.layout.panel else []
+        return own[: HELD_BYTES // (self.layout.task_rows * self.item_bytes)]
 
     @property
     def item_bytes(self) -> int:
@@ -447,7 +453,8 @@ class Emitter:
                 if k.terms == ((loop, 1),):
                     found[slot, k.base] = None
             stack.extend(instr.args)
-        room, chosen = SHARED_BYTES - self.layout.tile * self.words * self.item_bytes, []
+        words = self.layout.tile * self.words + self.layout.task_rows * len(self.held_rows)
+        room, chosen = SHARED_BYTES - words * self.item_bytes, []
         for slot, base in found:
             room -= self._panel_words(slot) * self.item_bytes
             if room >= 0:  # others are read where they lie
@@ -465,7 +472,7 @@ class Emitter:
         """The loop in steps of a panel: components of all rows and columns of the block, side by side."""
         src, layout, start = self.src, self.layout, self.src.name("d")
 
-        def step(count: int) -> None:
+        def step(count: int, unroll: int = 0) -> None:
             src.do("__syncthreads();")
             for place, (slot, base) in enumerate(panels):
                 category = self.program.slots[slot].params[2]
@@ -476,7 +483,7 @@ class Emitter:
                     f"(panel{place}, x{slot}, {reach}, {self.dims[slot]}, {start} + {base});"
                 )
             src.do("__syncthreads();")
-            with src.loop(counter, count), self.frame(loop, f"({start} + {counter})"):
+            with src.loop(counter, count, 0, unroll), self.frame(loop, f"({start} + {counter})"):
                 for place, (slot, base) in enumerate(panels):
                     category = self.program.slots[slot].params[2]
                     size, run = (
@@ -505,7 +512,7 @@ class Emitter:
         if whole < loop.extent:
             with src.block(""):
                 src.do(f"const int {start} = {whole};")
-                step(loop.extent - whole)
+                step(loop.extent - whole, 1)  # short: written out it takes registers that the panels need
 
     @cached_property
     def panel_words(self) -> dict[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import inf, prod
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends import culling
+from farsum_kernels.backends.certified import MIN_ROWS, certified
 from farsum_kernels.backends.cuda.bilinear import bilinear
 from farsum_kernels.backends.cuda.device import Driver
 from farsum_kernels.backends.cuda.filtered import FilteredLaunch, filtered_launch
@@ -18,6 +20,7 @@ from farsum_kernels.backends.cuda.layout import (
     DIRECT,
     FILTER,
     FILTER_LAYOUT,
+    PRODUCTS,
     UNROLL,
     Layout,
     choose,
@@ -43,6 +46,7 @@ Array = NDArray[Any]
 
 MAX_SOURCE_BYTES = 4 << 20
 MAX_INT32, MAX_FLOAT32 = (1 << 31) - 1, 1 << 24
+LOOK_S = 2e-9  # of the host, for a number of the points: norms, and a second time about the centre
 WORTH_TUNING_S = 0.005  # shorter jobs are not worth trying
 SMALL = 4  # a job below this part of what states may take is tried without asking for room
 
@@ -50,9 +54,10 @@ SMALL = 4  # a job below this part of what states may take is tried without aski
 class Kernel:
     """A reduction, compiled for one device. Holds no data; any number of launches may use it.
 
-    path       DIRECT or FILTER where there is a choice; None leaves it to the cost model
-    resident   arrays that stay on that device, shared by all kernels there
-    tuner      tries layouts instead of going by their sizes
+    path          DIRECT, FILTER or PRODUCTS where there is a choice; None leaves it to the cost model
+    resident      arrays that stay on that device, shared by all kernels there
+    tuner         tries layouts instead of going by their sizes
+    by_products   the distances of the formula are written by norms and scalar products, which its points are fit for
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Kernel:
         path: str | None = None,
         resident: Resident | None = None,
         tuner: Tuner | None = None,
+        by_products: bool = False,
     ) -> None:
         self.spec, self.driver, self._path, self.tuner = spec, driver, path, tuner
         self.resident = resident or Resident(driver, 0)
@@ -79,6 +85,9 @@ class Kernel:
             self.layouts = (*self.layouts, FILTER_LAYOUT)
         self.work_per_pair = self.program.flops_per_pair()
         self.indices = [v.params[0] for v in self.program.slots]
+        self.words = {"distances": "by norms and scalar products"} if by_products else {}
+        compiled = partial(Kernel, driver=driver, resident=self.resident, tuner=tuner, by_products=True)
+        self.certified = None if by_products else certified(spec, compiled, in_pieces=False)
         self.points = culling.cullable(self.program, self.parts)
         self._variants: dict[int, Variant] = {}
         self.numbers_rows = any(instr.prim is Prim.ROW for instr in self.program.code)
@@ -139,6 +148,8 @@ class Kernel:
         self, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None = None
     ) -> Launch | Pieces | CulledLaunch | FilteredLaunch:
         """Bind arrays of the right shapes and dtype; what need not be computed is left out."""
+        if fit := self.by_products(arrays, extent, digests):
+            return fit
         try:
             culled = culled_launch(self, arrays, extent)
         except DeviceFull:
@@ -148,6 +159,18 @@ class Kernel:
             or filtered_launch(self, arrays, extent, digests)
             or self.bind(arrays, extent, digests=digests)
         )
+
+    def by_products(
+        self, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None = None
+    ) -> Launch | Pieces | CulledLaunch | FilteredLaunch | None:
+        """The job with distances from scalar products, where that is known to be exact enough and saves time."""
+        if self.certified is None or self._path not in (None, PRODUCTS):
+            return None
+        # The host looks at every number of the points; half of the time of a pair is what it can gain.
+        least = 2 * LOOK_S * self.certified.dim * self.driver.gpu.rate / self.work_per_pair
+        least = 0 if self._path == PRODUCTS else max(MIN_ROWS, least)
+        fit = self.certified.arrays(arrays, extent, least)
+        return self.certified.kernel.launch(fit, extent, digests) if fit else None
 
     def bind_culled(self, arrays: Mapping[int, Array], extent: Extent) -> Launch:
         """The same for blocks of few rows, which are what is left of a job. Raises DeviceFull."""
@@ -304,7 +327,7 @@ class Launch:
     @property
     def words(self) -> Mapping[str, str]:
         """The plan in words."""
-        return {**self._ground.words, **self._found}
+        return {**self._ground.words, **self._found, **self._kernel.words}
 
     @property
     def share(self) -> float:

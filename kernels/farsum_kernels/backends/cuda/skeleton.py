@@ -124,7 +124,7 @@ class Skeleton(Emitter):
             )
         for n in self.leaving(frozenset()):
             self.get(n)
-        self.materialize(self.leaving(frozenset({I})), "r")
+        self._hold_rows()
         for loop, values in self.long_values(I).items():
             with self.frame(loop, self._place_in(loop)):
                 self.materialize(values, "r", "k")
@@ -145,6 +145,31 @@ class Skeleton(Emitter):
         for state in self.states:
             with self._along(state.loop, self._long_rows):
                 state.leave()
+
+    def _hold_rows(self) -> None:
+        """What the pairs need of a row: in registers, which accumulators of long vectors leave none of; there it is shared."""
+        if not self.layout.panel:
+            self.materialize(self.leaving(frozenset({I})), "r")
+            return
+        if not (names := {n: self.src.name("held") for n in self.held_rows}):
+            return
+        self.src.do(
+            *(f"__shared__ {self.scalar} {name}[{self.layout.task_rows}];" for name in names.values())
+        )
+        layout = self.layout
+        with (
+            self.src.block(f"for (int q = threadIdx.x; q < {layout.task_rows}; q += {layout.threads})"),
+            self.frame(),
+        ):
+            self.src.do("const int i = fs_lesser(first + q, last_row);")
+            self.row_at = "i"
+            for n, name in names.items():
+                self.src.do(f"{name}[q] = {self.get(n).text};")
+            self.row_at = "row[r]"
+        self.src.do("__syncthreads();")
+        for n, name in names.items():
+            self.known(n, f"{name}[local[r]]")
+        self.materialize(self.leaving(frozenset({I})), "r")  # what found no room
 
     def _place_in(self, loop: Loop) -> str:
         """The component at hand of a long F; the last one is repeated to fill a chunk up."""
@@ -216,14 +241,20 @@ class Skeleton(Emitter):
         src.do(
             "const int columns_first = tile_first + base, columns_last = tile_first + count - 1;",
             f"int at[{layout.columns}], column[{layout.columns}];",
-            f"{self.scalar} w[{layout.columns}][{self.words}];",
         )
         with src.loop("c", layout.columns):
             src.do(
                 f"at[c] = base + c / {run} * {layout.threads_j * run} + thread_j * {run} + c % {run};",
                 "column[c] = fs_lesser(tile_first + at[c], columns_last);",
             )
-            if self.staged or self._long_words:
+        if layout.panel and not self._long_words:
+            # Read where they are needed, mostly past the panels: until then registers are for the accumulators.
+            for word, n in enumerate(self.staged):
+                self.known(n, f"tile[at[c] * {self.words} + {word}]")
+            return
+        src.do(f"{self.scalar} w[{layout.columns}][{self.words}];")
+        if self.staged or self._long_words:
+            with src.loop("c", layout.columns):
                 src.do(f"fs_read<{self.words}>(tile + at[c] * {self.words}, w[c]);")
         for word, n in enumerate(self.staged):
             self.known(n, f"w[c][{word}]")

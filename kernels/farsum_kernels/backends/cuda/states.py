@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from farsum_kernels.backends.cuda.emit import TYPES, run_rule
@@ -122,18 +123,40 @@ class State:
         """After the nest: the terms that were set aside enter the states, row by row, in order of column."""
         if self.rule.additive:
             return
-        with self.src.loop("r", self.kernel.layout.rows):
-            columns = [str(c) for c in range(self.kernel.layout.columns)]
+        columns = [str(c) for c in range(self.kernel.layout.columns)]
+        rows = self.kernel.layout.rows
+        if self.rule.calm and not self.kernel.layout.panel:
+            # The largest terms so far are soon found: then nothing is rescaled, in one text for all rows.
+            with self.src.block("if (whole)"):
+                self._enter_calmly(columns)
+            with self.src.block("else"), self.src.loop("r", rows):
+                self._enter_tail(columns)
+            return
+        with self.src.loop("r", rows):
             with self.src.block("if (whole)"):
                 self._enter(columns)
-            with (
-                self.src.block("else"),
-                self.src.loop("c", len(columns)),
-                self.src.block(f"if ({self.kernel.inside('c')})"),
-            ):
-                self._enter(["c"])
+            with self.src.block("else"):
+                self._enter_tail(columns)
 
-    def _enter(self, columns: Sequence[str]) -> None:
+    def _enter_tail(self, columns: Sequence[str]) -> None:
+        with (
+            self.src.loop("c", len(columns)),
+            self.src.block(f"if ({self.kernel.inside('c')})"),
+        ):
+            self._enter(["c"])
+
+    def _enter_calmly(self, columns: Sequence[str]) -> None:
+        rows, raised = self.kernel.layout.rows, self.src.name("raised")
+        largest = reduce(lambda a, b: f"fs_max({a}, {b})", (f"{self._terms[0]}[r][{c}]" for c in columns))
+        self.src.do(f"bool {raised} = false;")
+        with self.src.loop("r", rows):
+            self.src.do(f"{raised} |= {largest} > {self._names[0]}[r];")
+        with self.src.block(f"if ({raised})"), self.src.loop("r", rows):
+            self._enter(columns)
+        with self.src.block("else"), self.src.loop("r", rows):
+            self._enter(columns, calm=True)
+
+    def _enter(self, columns: Sequence[str], calm: bool = False) -> None:
         terms = [[Value(f"{t}[r][{c}]", "f") for t in self._terms] for c in columns]
         places = [Value(f"({TYPES['i'][self.scalar]})column[{c}]", "i") for c in columns]
         if self.listed:
@@ -142,8 +165,10 @@ class State:
         values = self._values(self._names)
 
         def write() -> None:
-            new = run_rule(self.src, self.scalar, [*values, *flat(terms), *places], self._accumulation(terms))
-            self.src.do(*(f"{old.text} = {v.text};" for old, v in zip(values, new, strict=True)))
+            rule = self._accumulation(terms, calm)
+            new = run_rule(self.src, self.scalar, [*values, *flat(terms), *places], rule)
+            changes = [(old.text, v.text) for old, v in zip(values, new, strict=True)]
+            self.src.do(*(f"{old} = {v};" for old, v in changes if old != v))
 
         if not self.rule.gate:
             write()
@@ -151,12 +176,14 @@ class State:
         with self.src.block(f"if ({self._passes(values, terms)})"):
             write()
 
-    def _accumulation(self, terms: list[list[Value]]) -> Callable[[list[Val]], Sequence[Val]]:
+    def _accumulation(self, terms: list[list[Value]], calm: bool) -> Callable[[list[Val]], Sequence[Val]]:
         states, count, width = len(self.kinds), len(terms), len(terms[0])
 
         def rule(args: list[Val]) -> Sequence[Val]:
             rest = args[states:]
             split = [tuple(rest[q * width : (q + 1) * width]) for q in range(count)]
+            if calm and self.rule.calm:
+                return self.rule.calm(tuple(args[:states]), split)
             return self.rule.accumulate(tuple(args[:states]), split, rest[count * width :])
 
         return rule

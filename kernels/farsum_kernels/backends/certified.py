@@ -1,8 +1,9 @@
 """The certificate under which a job takes its squared distances from norms and a scalar product.
 
 Rounding of |x|² + |y|² − 2 x·y comes to about GROWTH ulps of |x|² + |y|² (docs/decisions/0007), whatever the
-dimension, since scalar products are added up in pieces. Times the scale in the exponent it is the relative error of a
-term, and that must be below ALLOWED. Points that lie far from the origin are moved to their centre first.
+dimension, where scalar products are added up in pieces, and to about √D of them where they are not. Times the scale in
+the exponent it is the relative error of a term, and that must be below ALLOWED. Points that lie far from the origin are
+moved to their centre first.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,37 +22,44 @@ from farsum_kernels.formula.expr import Expr
 from farsum_kernels.formula.rewrite import simplified
 from farsum_kernels.job import RANGES, Extent, Part, Spec
 
-if TYPE_CHECKING:
-    from farsum_kernels.backends.cpu.kernel import Kernel
-
 Array = NDArray[Any]
+K = TypeVar("K")
 
 ALLOWED = 2.0**-20  # 1e-6 in float32; in float64 as many ulps
 GROWTH = 4.0
-# Rows for each row of the other side, from which on looking at the points takes a small part of the job.
 MIN_ROWS = 512
 CENTRED = 1024  # points whose mean is taken for the centre
 
 
-class Certified:
+class Certified(Generic[K]):
     """A job by norms and scalar products, and what it asks of its points."""
 
-    def __init__(self, spec: Spec, found: Expanded, compiled: Callable[[Spec], Kernel]) -> None:
-        self._spec, self._found, self._compiled = spec, found, compiled
+    def __init__(self, spec: Spec, found: Expanded, compiled: Callable[[Spec], K], growth: float) -> None:
+        self._spec, self._found, self._compiled, self._growth = spec, found, compiled, growth
         first, *others = (Part(scale, "Sum") for scale in found.scales)
         self._scales = Spec(first.formula, "Sum", 1, "float64", also=tuple(others))
 
     @cached_property
-    def kernel(self) -> Kernel:
+    def kernel(self) -> K:
         roots = iter(self._found.roots)
         parts = [_part(part, [next(roots) for _ in part.roots]) for part in self._spec.parts]
         first = parts[0]
         spec = replace(self._spec, formula=first.formula, weight=first.weight, also=tuple(parts[1:]))
         return self._compiled(spec)
 
-    def arrays(self, arrays: Mapping[int, Array], extent: Extent) -> Mapping[int, Array] | None:
-        """The inputs of `kernel`; None where the error could be too large, or the job is too small to ask."""
-        if RANGES[0] in arrays or extent.m * extent.n < MIN_ROWS * (extent.m + extent.n):
+    @property
+    def dim(self) -> int:
+        """The components of the points."""
+        return self._found.x.dim
+
+    def arrays(
+        self, arrays: Mapping[int, Array], extent: Extent, least: float = MIN_ROWS
+    ) -> Mapping[int, Array] | None:
+        """The inputs of `kernel`; None where the error could be too large, or the job is too small to ask.
+
+        least   rows for each row of the other side, from which on looking at the points takes a small part of the job
+        """
+        if RANGES[0] in arrays or extent.m * extent.n < least * (extent.m + extent.n):
             return None
         x, y = (arrays[v.params[0]] for v in (self._found.x, self._found.y))
         scales = run(self._scales, {n: arrays[n] for n in self._scales.inputs})
@@ -59,7 +67,7 @@ class Certified:
 
         def fit(x: Array, y: Array) -> bool:
             largest = float(squares(x).max()) + float(squares(y).max())
-            return scale * largest * GROWTH <= ALLOWED * 2.0**24
+            return scale * largest * self._growth <= ALLOWED * 2.0**24
 
         if not fit(x, y):
             x, y = at_centre(x, y)
@@ -68,8 +76,11 @@ class Certified:
         return {**arrays, self._found.moved[0].params[0]: x, self._found.moved[1].params[0]: y}
 
 
-def certified(spec: Spec, compiled: Callable[[Spec], Kernel]) -> Certified | None:
-    """How to take squared distances from scalar products, if this job has a use for it."""
+def certified(spec: Spec, compiled: Callable[[Spec], K], in_pieces: bool) -> Certified[K] | None:
+    """How to take squared distances from scalar products, if this job has a use for it.
+
+    in_pieces   are scalar products added up in pieces?
+    """
     if spec.dtype not in ("float32", "float64"):
         return None
     wants: list[tuple[str, Expr]] = []
@@ -79,7 +90,9 @@ def certified(spec: Spec, compiled: Callable[[Spec], Kernel]) -> Certified | Non
         kinds = ("term",) if part.rule.additive else ("exponent", "term")
         wants += [(kind, simplified(root)) for kind, root in zip(kinds, part.roots, strict=False)]
     found = expanded(wants)
-    return Certified(spec, found, compiled) if found else None
+    if found is None:
+        return None
+    return Certified(spec, found, compiled, GROWTH if in_pieces else max(GROWTH, found.x.dim**0.5))
 
 
 def _part(part: Part, roots: Sequence[Expr]) -> Part:
