@@ -6,13 +6,13 @@ compiled: nothing is loaded, nothing waits. The unit is lanes: one multiply-add 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_int64, c_void_p
 
 import numpy as np
 
 from benchmarks.measure import Times, timed
 from farsum_kernels.backends.cpu import native
+from farsum_kernels.backends.cpu.threads import POOL
 
 TURNS = 1 << 19
 PER_TURN = 4  # multiply-adds of each chain in one turn of the loop
@@ -28,7 +28,6 @@ class Peak:
         self._library = native.load(kernel("float" if dtype == "float32" else "double", lanes, chains))
         self._run = self._library.function("peak", c_int64, c_void_p)
         self._held = [np.ones(lanes, dtype) for _ in range(machine.threads)]
-        self._pool = ThreadPoolExecutor(machine.threads)
         self._work = machine.threads * TURNS * PER_TURN * chains * lanes
         self()
 
@@ -36,7 +35,8 @@ class Peak:
         return timed(self._all)
 
     def _all(self) -> None:
-        list(self._pool.map(lambda held: self._run(TURNS, held.ctypes.data), self._held))
+        free = list(self._held)
+        POOL.run(lambda: self._run(TURNS, free.pop().ctypes.data), len(self._held))
 
     def rate(self, seconds: float) -> float:
         return self._work / seconds

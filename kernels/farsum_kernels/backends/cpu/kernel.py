@@ -29,11 +29,21 @@ from farsum_kernels.backends.tables import (
     sparse_tables,
 )
 from farsum_kernels.errors import FormulaTooLarge
+from farsum_kernels.formula.expr import J
 from farsum_kernels.formula.lower import Program, Want, lower
 from farsum_kernels.formula.reductions import Kind
 from farsum_kernels.formula.rewrite import simplified
 from farsum_kernels.job import COMPUTED_IN, Extent, Part, Spec, output_dtypes
-from farsum_kernels.plan import UNROLL, Layout, Machine, Plan, layout_for, plan_for, plan_for_ranges
+from farsum_kernels.plan import (
+    UNROLL,
+    Layout,
+    Machine,
+    Plan,
+    layout_for,
+    plan_for,
+    plan_for_ranges,
+    threads_for,
+)
 from farsum_kernels.scalar.ir import Prim
 
 Array = NDArray[Any]
@@ -159,6 +169,12 @@ class Kernel:
         layout = Layout(self.layout.lanes, 1, 1, 0, 0, 0)
         tables = dense_tables(layout, Extent(over_j.n, 0, over_j.batch), 1)
         return Ground(dense.plan, dense.offsets, *tables)
+
+    def pack_threads(self, over_j: Extent) -> int:
+        """How many threads compute what depends on a column alone: most of it is copying, number by number."""
+        lanes, columns = self.layout.lanes, over_j.n * prod(over_j.batch)
+        copied = sum(v.dim for v in self.program.slots if v.params[2] == J)
+        return threads_for(2.0 * columns * copied * lanes, lanes, self.machine)
 
     def launch(
         self, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None = None

@@ -89,7 +89,8 @@ class Launch:
         rows = len(ground.tasks) // batches * kernel.layout.lanes
         packed = [np.empty((batches, rows), kernel.dtype) for _ in range(kernel.text.packed)]
         table, out = table_of([*self._arrays, *packed]), table_of(packed)
-        self._call(kernel.code.pack, ground, table, out, 0, len(ground.tasks), 1)
+        threads = min(self.plan.threads, kernel.pack_threads(self._extent))
+        self._call(kernel.code.pack, ground, table, out, 0, len(ground.tasks), threads)
         self._arrays += packed
 
     def _call(

@@ -35,6 +35,7 @@ PARAMETERS = (
     "ptr noalias %slots, ptr noalias %offsets, ptr noalias %tasks, ptr noalias %spans, "
     "ptr noalias %out, ptr %counter, i64 %end, i64 %tasks_all, ptr noalias %scratch"
 )
+AT_ONCE = 16  # components that are transposed together
 SCALARS = {"float32": "float", "float64": "double"}
 
 
@@ -157,7 +158,7 @@ class _Kernel(Emitter, ABC):
         fn, scalar, size = self.fn, self.shape.scalar, self.shape.bits // 8
         dim, width = self.dims[slot], self.rows * self.shape.lanes
 
-        def each_row(r: str, _: list[str]) -> list[str]:
+        def copied(r: str, start: str, end: str) -> None:
             row = fn.let(f"add i64 {first}, {r}")
             inside = fn.let(f"icmp slt i64 {row}, {last}")
             row = fn.let(f"select i1 {inside}, i64 {row}, i64 {last}")
@@ -176,10 +177,26 @@ class _Kernel(Emitter, ABC):
                 )
                 return []
 
-            fn.loop("0", str(dim), 1, [], each_component)
+            fn.loop(start, end, 1, [], each_component)
+
+        def each_strip(start: str, _: list[str]) -> list[str]:
+            end = str(dim)
+            if dim > AT_ONCE:
+                end = fn.let(f"add i64 {start}, {AT_ONCE}")
+                end = fn.let(f"select i1 {fn.let(f'icmp slt i64 {end}, {dim}')}, i64 {end}, i64 {dim}")
+
+            def each_row(r: str, _: list[str]) -> list[str]:
+                copied(r, start, end)
+                return []
+
+            fn.loop("0", str(width), 1, [], each_row)
             return []
 
-        fn.loop("0", str(width), 1, [], each_row)
+        # A strip of components at a time, so that what is written of them stays in the first cache.
+        if dim > AT_ONCE:
+            fn.loop("0", str(dim), AT_ONCE, [], each_strip)
+        else:
+            each_strip("0", [])
 
     def store(self, component: int, u: int, value: str, kind: str, repeat: str) -> None:
         """Write a full vector of one state component of this task."""
