@@ -173,7 +173,7 @@ def _families_table(rows: list[tuple[Family, Setting, dict[str, float]]]) -> lis
 
 
 def _verdict(rows: list[tuple[Family, Setting, dict[str, float]]]) -> list[str]:
-    from farsum_kernels.plan import SLAB, TILE
+    from farsum_kernels.plan import SLAB, TILE, TILE_LONG
 
     family, setting, most = max(rows, key=lambda row: row[2]["farsum"] / row[2]["pykeops"])
     highest = f"{most['farsum'] / most['pykeops']:.2f} ({family.name}, {setting})"
@@ -184,8 +184,8 @@ def _verdict(rows: list[tuple[Family, Setting, dict[str, float]]]) -> list[str]:
     return [
         f"**farsum's error is larger than that of pykeops in {len(worse)} of the {len(rows)} rows.** The highest",
         f"ratio is {highest}. Both errors are below one unit of float32 rounding, 1.2e-7, in {small or 'none'} of them.",
-        f"What is left is mostly the rounding of sums: farsum adds blocks of {TILE} columns, then {SLAB // TILE} blocks, in",
-        "float32 and the rest in float64 ([decision 0003](decisions/0003-block-sums-in-float64.md)), so its error falls with N; pykeops",
+        f"What is left is mostly the rounding of sums: farsum adds blocks of {TILE} columns, then {SLAB // TILE} blocks, and wide",
+        f"right-hand sides in blocks of {TILE_LONG}, in float32 and the rest in float64 ([decision 0003](decisions/0003-block-sums-in-float64.md)), so its error falls with N; pykeops",
         "adds blocks of about √N columns and the blocks in float32, so its error grows.",
     ]
 
