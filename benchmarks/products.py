@@ -39,7 +39,9 @@ def cloud(kind: str, rows: int, d: int, rng: np.random.Generator) -> Array:
 def errors(kind: str, d: int) -> tuple[float, float]:
     """The root mean square and the largest error of distances by products."""
     rng = np.random.default_rng(0)
-    x, y = at_centre(cloud(kind, ROWS, d, rng), cloud(kind, ROWS, d, rng))
+    moved = at_centre(cloud(kind, ROWS, d, rng), cloud(kind, ROWS, d, rng))
+    assert moved  # they are small
+    x, y = moved
     x_i, y_j = Vi(x), Vj(y)
     found = (x_i.sqnorm2() + y_j.sqnorm2() - 2 * (x_i | y_j)).dense()
     exact = np.stack([((row - y.astype(float)) ** 2).sum(-1) for row in x.astype(float)])

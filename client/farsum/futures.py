@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -43,11 +44,11 @@ def mapped(job: Future[Result], finish: Callable[[Any], Any]) -> Submitted:
     return made
 
 
-class Submits:
+class Submits(ABC):
     """What has a `submit` has an `asubmit`."""
 
-    def submit(self, *args: Any, **options: Any) -> Submitted:
-        raise NotImplementedError
+    @abstractmethod
+    def submit(self, *args: Any, **options: Any) -> Submitted: ...
 
     async def asubmit(self, *args: Any, **options: Any) -> Any:
         """The result of a call, awaited; many may be under way at once. Cancelling the task stops the job.

@@ -6,6 +6,7 @@ Knows no socket, and imports no native code: it is given the worker object that 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -84,34 +85,30 @@ class Performer:
 
     def _start(self, start: wire.Start) -> _Started:
         form = self._forms.get(start.form)
-        arrays = {}
-        for index, face, place in zip(form.indices, form.faces, start.places, strict=True):
-            array = (
-                self._array(face, place)
-                if isinstance(place, int)
-                else np.ndarray(face.shape, held_as(face.dtype), place)
-            )
-            array.setflags(write=False)
-            arrays[index] = array
+        arrays = self._arrays(form, start.places)
         outputs = list(map(self._array, form.outputs, start.outputs)) if start.outputs else None
         digests = {n: digest for n, digest in zip(form.indices, start.digests, strict=True) if digest}
         run = self._worker.start(form.spec, arrays, outputs, digests)
         return _Started(run, outputs, start.keep, start.watch_s, [time.monotonic()])
 
+    def _arrays(self, form: wire.Form, places: Sequence[int | bytes]) -> dict[int, NDArray[Any]]:
+        """The inputs of a job, to be read only: each from its place in the arena, or from the message itself."""
+        arrays = {}
+        for index, face, place in zip(form.indices, form.faces, places, strict=True):
+            if isinstance(place, int):
+                arrays[index] = self._array(face, place)
+            else:
+                arrays[index] = np.ndarray(face.shape, held_as(face.dtype), place)
+            arrays[index].setflags(write=False)
+        return arrays
+
     def _small(self, job: int, small: wire.Small) -> wire.Said | wire.Progressed:
         """A job from its message to its answer, if one slice is all it takes."""
         ask = wire.small_ask(small.ask)
         assert ask is not None, "the daemon has checked it"
-        form, places = self._forms.get(ask.form), iter(small.offsets)
-        arrays, digests = {}, {}
-        for index, face, (digest, inline) in zip(form.indices, form.faces, ask.contents, strict=True):
-            if digest:
-                digests[index] = digest
-                array = self._array(face, next(places))
-                array.setflags(write=False)
-            else:
-                array = np.ndarray(face.shape, held_as(face.dtype), inline)
-            arrays[index] = array
+        form, offsets = self._forms.get(ask.form), iter(small.offsets)
+        arrays = self._arrays(form, [next(offsets) if digest else inline for digest, inline in ask.contents])
+        digests = {n: digest for n, (digest, _) in zip(form.indices, ask.contents, strict=True) if digest}
         run = self._worker.start(form.spec, arrays, None, digests)
         if (share := run.step()) < 1.0:
             self._runs[job] = _Started(run, None, False, 0.0, [0.0])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from farsum_kernels.backends import certified
 from farsum_kernels.backends.cpu.kernel import Kernel
 from farsum_kernels.backends.cpu.native import machine
 from farsum_kernels.formula.expanded import expanded
@@ -179,6 +180,15 @@ def test_a_small_job_is_not_asked() -> None:
     arrays = {n: a[:100] if n in (0, 4, 6) else a for n, a in inputs(d, 2.0 / d).items()}
     given, _ = run(spec_of(f"{GAUSS} * b", d), arrays)
     assert not given
+
+
+def test_points_are_copied_only_if_they_must_move_and_are_not_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(certified, "MOVED_BYTES", 0)
+    for offset, want in ((0.0, True), (1000.0, False)):
+        given, _ = run(spec_of(f"{GAUSS} * b", 20), inputs(20, 0.1, offset))
+        assert given is want
 
 
 def test_the_arrays_of_the_caller_stay_as_they_are() -> None:

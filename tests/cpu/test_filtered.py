@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from farsum_kernels.backends import certified
 from farsum_kernels.backends.cpu import filtered
 from farsum_kernels.backends.cpu.filtered import FilteredLaunch
 from farsum_kernels.backends.cpu.kernel import Kernel
@@ -116,6 +117,14 @@ def test_what_is_not_a_distance_is_not_filtered() -> None:
         assert not isinstance(compared(arrays, formula=formula), FilteredLaunch)
     small = {n: a[:200] for n, a in points("plain", 40).items()}
     assert not isinstance(compared(small), FilteredLaunch)
+
+
+def test_large_points_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = points("plain", 40)
+    monkeypatch.setattr(certified, "MOVED_BYTES", sum(a.nbytes for a in arrays.values()))
+    assert isinstance(compared(arrays), FilteredLaunch)
+    monkeypatch.setattr(certified, "MOVED_BYTES", sum(a.nbytes for a in arrays.values()) - 1)
+    assert not isinstance(compared(arrays), FilteredLaunch)
 
 
 def test_results_go_where_they_are_wanted() -> None:

@@ -45,73 +45,46 @@ class Worker:
         outputs: Sequence[Any] | None = None,
         digests: Mapping[int, bytes] | None = None,
     ) -> Run:
-        return Run((len(arrays[0]), 1), outputs)
+        return self.begin(arrays[0], outputs)
+
+    def begin(self, rows: Any, outputs: Sequence[Any] | None) -> Run:
+        return Run((len(rows), 1), outputs)
 
 
 class Quick(Worker):
     """One slice; with 13 rows it takes longer than anybody waits in place."""
 
-    def start(
-        self,
-        spec: Spec,
-        arrays: Mapping[int, Any],
-        outputs: Sequence[Any] | None = None,
-        digests: Mapping[int, bytes] | None = None,
-    ) -> Run:
-        if len(arrays[0]) == 13:
+    def begin(self, rows: Any, outputs: Sequence[Any] | None) -> Run:
+        if len(rows) == 13:
             time.sleep(0.05)
-        return Run((len(arrays[0]), 1), outputs, 1)
+        return Run((len(rows), 1), outputs, 1)
 
 
 class SlowCompiler(Worker):
-    def start(
-        self,
-        spec: Spec,
-        arrays: Mapping[int, Any],
-        outputs: Sequence[Any] | None = None,
-        digests: Mapping[int, bytes] | None = None,
-    ) -> Run:
-        if len(arrays[0]) == 13:
+    def begin(self, rows: Any, outputs: Sequence[Any] | None) -> Run:
+        if len(rows) == 13:
             time.sleep(600)
-        return super().start(spec, arrays, outputs, digests)
+        return super().begin(rows, outputs)
 
 
 class Buggy(Worker):
-    def start(
-        self,
-        spec: Spec,
-        arrays: Mapping[int, Any],
-        outputs: Sequence[Any] | None = None,
-        digests: Mapping[int, bytes] | None = None,
-    ) -> Run:
+    def begin(self, rows: Any, outputs: Sequence[Any] | None) -> Run:
         raise RuntimeError("the secret of the server")
 
 
 class Crashing(Worker):
-    def start(
-        self,
-        spec: Spec,
-        arrays: Mapping[int, Any],
-        outputs: Sequence[Any] | None = None,
-        digests: Mapping[int, bytes] | None = None,
-    ) -> Run:
-        if len(arrays[0]) == 13:
+    def begin(self, rows: Any, outputs: Sequence[Any] | None) -> Run:
+        if len(rows) == 13:
             os._exit(3)
-        return super().start(spec, arrays, outputs, digests)
+        return super().begin(rows, outputs)
 
 
 class Writing(Worker):
     """Tries to change an array that other jobs read too."""
 
-    def start(
-        self,
-        spec: Spec,
-        arrays: Mapping[int, Any],
-        outputs: Sequence[Any] | None = None,
-        digests: Mapping[int, bytes] | None = None,
-    ) -> Run:
-        arrays[0][...] = 0
-        return super().start(spec, arrays, outputs, digests)
+    def begin(self, rows: Any, outputs: Sequence[Any] | None) -> Run:
+        rows[...] = 0
+        return super().begin(rows, outputs)
 
 
 class Unable(Worker):

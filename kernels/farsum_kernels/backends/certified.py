@@ -29,6 +29,7 @@ ALLOWED = 2.0**-20  # 1e-6 in float32; in float64 as many ulps
 GROWTH = 4.0
 MIN_ROWS = 512
 CENTRED = 1024  # points whose mean is taken for the centre
+MOVED_BYTES = 1 << 30  # points of more bytes than this are not copied to be moved
 
 
 class Certified(Generic[K]):
@@ -70,9 +71,10 @@ class Certified(Generic[K]):
             return scale * largest * self._growth <= ALLOWED * 2.0**24
 
         if not fit(x, y):
-            x, y = at_centre(x, y)
-            if not fit(x, y):
+            moved = at_centre(x, y)
+            if moved is None or not fit(*moved):
                 return None
+            x, y = moved
         return {**arrays, self._found.moved[0].params[0]: x, self._found.moved[1].params[0]: y}
 
 
@@ -99,8 +101,10 @@ def _part(part: Part, roots: Sequence[Expr]) -> Part:
     return replace(part, formula=roots[0], weight=roots[1] if len(roots) > 1 else None)
 
 
-def at_centre(x: Array, y: Array) -> tuple[Array, Array]:
-    """Both sets of points, moved so that the centre of some of y is the origin."""
+def at_centre(x: Array, y: Array) -> tuple[Array, Array] | None:
+    """Copies of both sets of points, moved so that the centre of some of y is the origin; None if they are too large."""
+    if x.nbytes + y.nbytes > MOVED_BYTES:
+        return None
     points = y.reshape(-1, y.shape[-1])
     with np.errstate(all="ignore"):  # points that are not finite stay so
         centre = points[:: max(1, len(points) // CENTRED)].mean(axis=0, dtype=y.dtype)

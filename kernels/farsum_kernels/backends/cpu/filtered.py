@@ -54,7 +54,10 @@ class Filter:
         rows, columns = (extent.m, extent.n) if direct.spec.axis == 1 else (extent.n, extent.m)
         if extent.batch or RANGES[0] in arrays or rows * columns < MIN_ROWS * (rows + columns):
             return None
-        x, y = at_centre(*(arrays[v.params[0]] for v in (self._found.x, self._found.y)))
+        points = at_centre(*(arrays[v.params[0]] for v in (self._found.x, self._found.y)))
+        if points is None:
+            return None
+        x, y = points
         norms = squares(x), squares(y)
         own, other = norms if direct.spec.axis == 1 else norms[::-1]
         if not max(own.max(), other.max()) < LARGEST:
