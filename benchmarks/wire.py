@@ -6,7 +6,8 @@ call     a reduction at M = N = 1,000, D = 3, from plain arrays that are hashed 
          the arrays resident, and in process; the difference is what the server costs
 bytes    what such a call sends and receives, counted by a TCP relay in between
 up       256 MB into the store of a server, its digest checked there, next to the same number of bytes on a bare stream
-down     the same array back into an array of the client, likewise
+down     the same array back, likewise: into memory of the client that is in use, and into a new array, for which
+         the system has to find and clear pages first
 
     python -m benchmarks.wire [--rounds 15] [--calls 200] [--quick] [--json]
 """
@@ -56,7 +57,7 @@ def main() -> None:
         small = small_times(target, bare, rounds, calls)
         remote_s, embedded_s = call_times(target, rounds, calls)
         sent, received = bytes_of_a_call(port)
-        up, down = stream_shares(target, bare, size, 3 if options.quick else 7)
+        shares = stream_shares(target, bare, size, 3 if options.quick else 7)
         disturbed = others.cores()  # while the server is our child, or its time would count as theirs
 
     overhead_us = 1e6 * (remote_s - embedded_s)
@@ -75,8 +76,9 @@ def main() -> None:
             "bar_us": CALL_BAR_US,
         },
         "bytes": {"sent": sent, "received": received, "bar_sent": SENT_BAR},
-        "stream": {"bytes": size, "up": up, "down": down, "bar": STREAM_BAR},
+        "stream": {"bytes": size, **shares, "bar": STREAM_BAR},
     }
+    up, down, new = shares["up"], shares["down"], shares["down, new"]
     mib, bar = f"{size // MIB} MiB", f"of a bare stream; the bar is {STREAM_BAR:.0%}"
     # fmt: off
     table([
@@ -90,6 +92,7 @@ def main() -> None:
         ("received per call",         f"{received:.0f} B",           "4,000 of them the result"),
         (f"{mib} up",                 f"{up['share']:.0%}",          f"{bar}; {up['gb_s']:.2f} GB/s"),
         (f"{mib} down",               f"{down['share']:.0%}",        f"{bar}; {down['gb_s']:.2f} GB/s"),
+        (f"{mib} down, new array",    f"{new['share']:.0%}",         f"{bar}; {new['gb_s']:.2f} GB/s"),
     ])
     # fmt: on
     warn_if_disturbed(disturbed)
@@ -223,17 +226,17 @@ def bytes_of_a_call(port: int, calls: int = 50) -> tuple[float, float]:
 # ── up and down ─────────────────────────────────────────────────────────────────────────────────
 
 
-def stream_shares(
-    target: str, bare: Echo, size: int, rounds: int
-) -> tuple[dict[str, float], dict[str, float]]:
+def stream_shares(target: str, bare: Echo, size: int, rounds: int) -> dict[str, dict[str, float]]:
     """What share of the speed of a bare stream an array of so many bytes has, up and down, in turn.
 
     Each is another array, as far as its digest says, and goes where the last one was dropped: into warm memory.
     """
     array = np.random.default_rng(0).random((size // 256, 64), dtype=np.float32)
-    times: dict[str, list[float]] = {"up": [], "bare up": [], "down": [], "bare down": []}
+    times: dict[str, list[float]] = {way: [] for way in ("up", "bare up", "down", "down, new", "bare down")}
+    used = np.ones(size + wire.MAX_HEADER_BYTES, np.uint8)
     with RemoteEngine(target) as engine:
         session = engine.session
+        session.stream()  # which carries what is let go
         time.sleep(WARM_UP_S)
         for number in range(rounds + 1):  # the first makes the memory warm
             array[0, 0] = number
@@ -243,21 +246,24 @@ def stream_shares(
             upload_array(session, Item(array, ref.dtype, ref.digest, token))
             times["up"].append(time.perf_counter() - begun)
             times["bare down"].append(bare.down(size // MIB))
-            into = bytes_of(np.empty(size + wire.MAX_HEADER_BYTES, np.uint8))
             begun = time.perf_counter()
-            session.download(ref, into, exact=False)
+            session.download(ref, bytes_of(used), exact=False)
             times["down"].append(time.perf_counter() - begun)
-            del into
+            begun = time.perf_counter()
+            session.download(ref, bytes_of(np.empty_like(used)), exact=False)
+            times["down, new"].append(time.perf_counter() - begun)
             session.let_go(ref.digest, token)
             session.flush()
-    found = []
-    for way in ("up", "down"):
-        own, theirs = times[way][1:], times[f"bare {way}"][1:]
+    found = {}
+    for way in ("up", "down", "down, new"):
+        own, theirs = times[way][1:], times[f"bare {way.split(',')[0]}"][1:]
         share = median([b / a for a, b in zip(own, theirs, strict=True)])
-        found.append(
-            {"share": share, "gb_s": size / median(own) / 1e9, "bare_gb_s": size / median(theirs) / 1e9}
-        )
-    return found[0], found[1]
+        found[way] = {
+            "share": share,
+            "gb_s": size / median(own) / 1e9,
+            "bare_gb_s": size / median(theirs) / 1e9,
+        }
+    return found
 
 
 if __name__ == "__main__":

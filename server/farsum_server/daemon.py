@@ -65,7 +65,8 @@ class Daemon:
         self._limits = limits
         self.metrics = metrics
         self._arena = Arena.create(limits.store_bytes)
-        self._store = Store(Allocator(limits.store_bytes), limits.tenant_bytes, limits.handle_ttl_s)
+        self._allocator = Allocator(limits.store_bytes)
+        self._store = Store(self._allocator, limits.tenant_bytes, limits.handle_ttl_s)
         self._store.under_way = lambda: bool(self._jobs or self._bulk.uploads)
         self._changed = asyncio.Event()
         self._bulk = Bulk(
@@ -110,7 +111,7 @@ class Daemon:
     # ── life ──────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        self._arena.warm(self._limits.store_warm_bytes)
+        self._warm_ahead()
         for device in self._devices:
             self._spawn(device)
         self._ticker = asyncio.get_running_loop().create_task(self._tick_forever())
@@ -401,9 +402,15 @@ class Daemon:
         now = time.monotonic()
         self._bulk.expire(now)
         self._store.expire()
+        self._warm_ahead()
         for device in self._devices:
             if device.job and device.compiling and now - device.since > self._limits.compile_deadline_s:
                 self._overrun(device, self._jobs[device.job])
+
+    def _warm_ahead(self) -> None:
+        """Keep so much memory ready beyond what was ever used."""
+        if self._limits.store_warm_bytes:
+            self._arena.warm(self._allocator.high + self._limits.store_warm_bytes)
 
     def _overrun(self, device: Device, job: Job) -> None:
         """The compiler cannot be interrupted, only its process can."""

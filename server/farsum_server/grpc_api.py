@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -248,27 +248,8 @@ class Api:
 
         what, offset = wire.decode_download(data)
         async with self._daemon.download(what) as (header, body):
-            await _write_all(context, chunks_of(header, body, offset))
-
-
-async def _write_all(context: Context, chunks: Iterator[bytes]) -> None:
-    """Send chunks; each is copied from where it lies while the one before it is sent."""
-
-    async def write(chunk: bytes) -> None:
-        await context.write(chunk)
-
-    sent: asyncio.Task[None] | None = None
-    try:
-        for chunk in chunks:
-            if sent:
-                await sent
-            sent = asyncio.create_task(write(chunk))
-            await asyncio.sleep(0)  # so that it begins
-        if sent:
-            await sent
-    finally:
-        if sent:
-            sent.cancel()
+            for chunk in chunks_of(header, body, offset):
+                await context.write(chunk)
 
 
 class Guard:
