@@ -21,6 +21,7 @@ from farsum_proto.tensor import keep_freed_memory
 from farsum_server.daemon import Daemon
 from farsum_server.grpc_api import GrpcServer
 from farsum_server.http_api import http_app
+from farsum_server.memory import MemoryServer
 from farsum_server.metrics import Metrics
 from farsum_server.process import WORKER
 from farsum_server.settings import Settings, check_bind
@@ -93,7 +94,13 @@ class App:
             devices=self._settings.device.split(","),
             worker=self._worker,
         )
-        grpc_server = GrpcServer(daemon, package_version(), reflection=self._settings.reflection)
+        memory = self._memory(daemon)
+        grpc_server = GrpcServer(
+            daemon,
+            package_version(),
+            passage=memory.offer if memory else None,
+            reflection=self._settings.reflection,
+        )
         http = _Uvicorn(uvicorn.Config(
             http_app(grpc_server.api.info, lambda: daemon.draining, metrics),
             log_config=None, access_log=False, timeout_graceful_shutdown=2, lifespan="off",
@@ -101,6 +108,8 @@ class App:
         http_task: asyncio.Task[None] | None = None
         try:
             address = await self._listen_grpc(grpc_server)
+            if memory:
+                memory.open()
             http_task = asyncio.create_task(http.serve(sockets=[listener]))
             daemon.start()
             await self._wait_for_workers(daemon)
@@ -115,12 +124,18 @@ class App:
         finally:
             daemon.stop()
             await grpc_server.stop(LAST_CALLS_S)
+            if memory:
+                await memory.close()
             http.should_exit = True
             if http_task:
                 await http_task
             daemon.close()
             listener.close()
         log.info("stopped")
+
+    def _memory(self, daemon: Daemon) -> MemoryServer | None:
+        path = self._settings.memory_socket
+        return MemoryServer(daemon, path, self._settings.upload_idle_s) if path else None
 
     async def _listen_grpc(self, grpc_server: GrpcServer) -> str:
         address = self._settings.grpc_address

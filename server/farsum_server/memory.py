@@ -1,0 +1,300 @@
+"""The socket beside gRPC: large arrays of clients on this machine, through memory that both sides map.
+
+It carries what bulk.py sends and receives, and decides nothing else. A client never sees the arena, and no
+descriptor of a client is ever taken: the window that a connection copies through is the server's, of a sealed size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import secrets
+import socket
+import stat
+import struct
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from farsum_kernels.errors import FarsumError, ServerUnreachable, UnsafeBind, WireError
+from farsum_proto import wire
+from farsum_proto.window import Window
+from farsum_server.clients import Client
+from farsum_server.daemon import Daemon, internal
+
+log = structlog.get_logger("farsum.memory")
+
+# Each has a window of 4 MiB; whoever comes beyond goes over gRPC.
+MAX_CONNECTIONS = 64
+BACKLOG = 64
+# A connection that carries nothing for so long is closed; its client opens another when it needs one.
+IDLE_S = 60.0
+# So long a client that made a mistake may take to read what it was.
+PARTING_S = 1.0
+# What Linux has room for in the address of a socket.
+MAX_PATH_BYTES = 107
+_PAUSE_S = 0.1
+
+P = TypeVar("P", bound=wire.Packet)
+
+
+class MemoryServer:
+    """Listens at a path from `open` on, until `close`.
+
+    Raises UnsafeBind for a directory that others could write to, before anything is opened.
+    """
+
+    def __init__(self, daemon: Daemon, path: str, idle_s: float) -> None:
+        self._daemon = daemon
+        self._idle_s = idle_s  # of a transfer that does not go on
+        self._path = checked(path)
+        self._listener: socket.socket | None = None
+        self._inode = 0
+        self._accepting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        daemon.metrics.watch(
+            "memory_connections", "Connections to the memory socket.", lambda: len(self._tasks)
+        )
+        self.offer = wire.Passage(str(self._path), secrets.token_bytes(16))
+
+    def open(self) -> None:
+        """Raises ServerUnreachable when the path is taken."""
+        self._listener = listen(self._path)
+        self._inode = self._path.stat().st_ino
+        self._accepting = asyncio.create_task(self._accept(self._listener))
+
+    async def close(self) -> None:
+        """Hang up; what is under way is broken off."""
+        if self._listener is None or self._accepting is None:
+            return
+        self._accepting.cancel()
+        with suppress(OSError):
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+        self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(self._accepting, *self._tasks, return_exceptions=True)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                link, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                log.error("memory socket", error=error.strerror)
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            if len(self._tasks) >= MAX_CONNECTIONS or peer_of(link) != os.geteuid():
+                link.close()
+                continue
+            task = asyncio.create_task(self._serve(link))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, link: socket.socket) -> None:
+        window = None
+        try:
+            window, fd = Window.create()
+            try:
+                greeting = wire.Window(self.offer.server, window.places, window.place_bytes)
+                socket.send_fds(link, [wire.encode_packet(greeting)], [fd])
+            finally:
+                os.close(fd)
+            await Connection(self._daemon, link, window, self._idle_s).run()
+        except (OSError, TimeoutError):
+            pass  # The client went away, or did not go on.
+        except Exception as error:
+            internal(error, "Memory")
+        finally:
+            link.close()
+            if window:
+                window.close()
+
+
+class Connection:
+    """One client, one transfer after another."""
+
+    def __init__(self, daemon: Daemon, link: socket.socket, window: Window, idle_s: float) -> None:
+        self._daemon = daemon
+        self._link = link
+        self._window = window
+        self._idle_s = idle_s
+        self._loop = asyncio.get_running_loop()
+        self._tenant = Client().tenant
+
+    async def run(self) -> None:
+        """Return when the client has made a mistake and was told.
+
+        Raises OSError when it hangs up, TimeoutError when it does not go on.
+        """
+        while True:
+            async with asyncio.timeout(IDLE_S):
+                data = await self._read()
+            begun, method, code = time.perf_counter(), "Memory", "OK"
+            try:
+                match packet := wire.decode_packet(data):
+                    case wire.Upload():
+                        method = "MemoryUpload"
+                        await self._upload(packet)
+                    case wire.Download():
+                        method = "MemoryDownload"
+                        await self._download(packet)
+                    case _:
+                        raise WireError(f"{type(packet).__name__} came where a transfer was due")
+            except FarsumError as error:
+                code = error.status.grpc
+                await self._part(error)
+                return
+            except (OSError, TimeoutError):
+                code = "CANCELLED"
+                raise
+            except Exception as error:
+                code = "INTERNAL"
+                await self._part(internal(error, method))
+                return
+            finally:
+                self._daemon.metrics.answered(method, code, time.perf_counter() - begun)
+
+    async def _upload(self, upload: wire.Upload) -> None:
+        if upload.codec:
+            raise WireError("what goes through memory is not compressed")
+        async with aclosing(self._pieces(upload)) as pieces:
+            stored = await self._daemon.upload(self._tenant, upload, pieces, "memory")
+        await self._say(wire.Stored(stored))
+
+    async def _pieces(self, upload: wire.Upload) -> AsyncGenerator[memoryview, None]:
+        """What the client fills in; each piece is good until the next is asked for."""
+        await self._say(wire.Ahead(upload.stream_bytes))
+        due, number = upload.stream_bytes - upload.offset, 0
+        while due:
+            count = (await self._hear(wire.Filled)).nbytes
+            if not 0 < count <= min(due, self._window.place_bytes):
+                raise WireError(f"a place of {self._window.place_bytes} bytes holds {count}; {due} are due")
+            yield self._window.place(number)[:count]
+            await self._say(wire.Taken())
+            due, number = due - count, number + 1
+
+    async def _download(self, download: wire.Download) -> None:
+        async with self._daemon.download(download.what, self._tenant, "memory") as (header, body):
+            size, offset = len(header) + len(body), download.offset
+            filled = taken = 0
+            await self._say(wire.Ahead(size))
+            while offset < size or taken < filled:
+                if offset < size and filled - taken < self._window.places:
+                    count = self._window.fill(filled, header, body, offset)
+                    await self._say(wire.Filled(count))
+                    offset, filled = offset + count, filled + 1
+                else:
+                    async with asyncio.timeout(self._idle_s):
+                        await self._hear(wire.Taken)
+                    taken += 1
+
+    async def _say(self, packet: wire.Packet) -> None:
+        await self._loop.sock_sendall(self._link, wire.encode_packet(packet))
+
+    async def _hear(self, kind: type[P]) -> P:
+        packet = wire.decode_packet(await self._read())
+        if not isinstance(packet, kind):
+            raise WireError(f"{type(packet).__name__} came where {kind.__name__} was due")
+        return packet
+
+    async def _read(self) -> bytes:
+        """One packet. Raises ConnectionError when the client is gone; descriptors that came with it are dropped."""
+        data = await self._loop.sock_recv(self._link, wire.MAX_PACKET_BYTES)
+        if not data:
+            raise ConnectionAbortedError("the client hung up")
+        return data
+
+    async def _part(self, error: FarsumError) -> None:
+        """Say what was wrong, and wait until it is read: closing earlier could take it back."""
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(PARTING_S):
+                await self._say(wire.Failure(error, wire.retry_after(error)))
+                self._link.shutdown(socket.SHUT_WR)
+                while await self._loop.sock_recv(self._link, wire.MAX_PACKET_BYTES):
+                    pass
+
+
+# ── the path ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def checked(path: str) -> Path:
+    """The absolute path, if nobody else can put a socket of his own there.
+
+    Raises UnsafeBind.
+    """
+    if not hasattr(os, "memfd_create") or not hasattr(socket, "SO_PEERCRED"):
+        raise UnsafeBind("arrays go through memory on Linux only; leave out --memory-socket")
+    place = Path(path).expanduser().absolute()
+    folder = place.parent
+    try:
+        found = folder.stat()
+    except OSError as error:
+        raise UnsafeBind(f"--memory-socket {path}: {folder}: {error.strerror}") from error
+    if (
+        not stat.S_ISDIR(found.st_mode)
+        or found.st_mode & stat.S_IWOTH
+        or found.st_uid not in (0, os.geteuid())
+    ):
+        raise UnsafeBind(
+            f"--memory-socket {path}: {folder} is not a directory of yours that others cannot write to; "
+            f"make one with `mkdir -m 700`, or use the one of XDG_RUNTIME_DIR"
+        )
+    if len(os.fsencode(place)) > MAX_PATH_BYTES:
+        raise UnsafeBind(f"--memory-socket {place}: a socket's path has at most {MAX_PATH_BYTES} bytes")
+    return place
+
+
+def listen(path: Path) -> socket.socket:
+    """A socket for this user alone. What a server that was killed has left there is removed.
+
+    Raises ServerUnreachable when something else is there.
+    """
+    taken = f"cannot listen on {path} for memory"
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # two servers that start at once do not remove each other's socket
+        if path.is_symlink() or path.exists():
+            if path.is_symlink() or not path.is_socket():
+                raise ServerUnreachable(f"{taken}: there is a file of that name, which is no socket")
+            if answers(path):
+                raise ServerUnreachable(f"{taken}: another server does; see --memory-socket")
+            path.unlink()
+        listener.bind(os.fspath(path))
+        path.chmod(0o600)  # nobody can connect before it listens
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if isinstance(error, ServerUnreachable):
+            raise
+        raise ServerUnreachable(f"{taken}: {error.strerror}; see --memory-socket") from error
+    finally:
+        os.close(folder)
+    return listener
+
+
+def answers(path: Path) -> bool:
+    """Does anybody listen there?"""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            pass  # busy, or of another kind: somebody does
+    return True
+
+
+def peer_of(link: socket.socket) -> int:
+    """The user at the other end."""
+    _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
