@@ -7,6 +7,7 @@ call     a reduction at M = N = 1,000, D = 3, from plain arrays that are hashed 
 bytes    what such a call sends and receives, counted by a TCP relay in between
 up       256 MB into the store of a server, its digest checked there, next to the same number of bytes on a bare stream
 down     the same array back into an array of the client, likewise
+memory   the same up and down through memory that both processes map, in the same rounds
 
     python -m benchmarks.wire [--rounds 15] [--calls 200] [--quick] [--json]
 """
@@ -19,6 +20,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,7 @@ from benchmarks.measure import Others, daemon, machine_line, median, save, table
 from farsum.call import bytes_of, digest_of
 from farsum.numpy import Vi, Vj
 from farsum.remote import RemoteEngine
+from farsum.session import Session
 from farsum.upload import Item, upload_array
 from farsum_kernels.job import ArrayRef
 from farsum_proto import wire
@@ -51,7 +55,10 @@ def main() -> None:
     os.environ.pop("FARSUM_TARGET", None)
     print(f"wire: {rounds} rounds\n  {machine_line()}")
     others = Others()
-    with daemon() as port, bare_server() as bare:
+    with ExitStack() as opened:
+        folder = opened.enter_context(TemporaryDirectory())
+        port = opened.enter_context(daemon("--memory-socket", f"{folder}/socket"))
+        bare = opened.enter_context(bare_server())
         target = f"grpc://localhost:{port}"
         small = small_times(target, bare, rounds, calls)
         remote_s, embedded_s = call_times(target, rounds, calls)
@@ -77,6 +84,8 @@ def main() -> None:
         "bytes": {"sent": sent, "received": received, "bar_sent": SENT_BAR},
         "stream": {"bytes": size, "up": up, "down": down, "bar": STREAM_BAR},
     }
+    for found in (up, down):
+        found["memory_times"] = found["memory_gb_s"] / found["gb_s"]
     mib, bar = f"{size // MIB} MiB", f"of a bare stream; the bar is {STREAM_BAR:.0%}"
     # fmt: off
     table([
@@ -90,6 +99,8 @@ def main() -> None:
         ("received per call",         f"{received:.0f} B",           "4,000 of them the result"),
         (f"{mib} up",                 f"{up['share']:.0%}",          f"{bar}; {up['gb_s']:.2f} GB/s"),
         (f"{mib} down",               f"{down['share']:.0%}",        f"{bar}; {down['gb_s']:.2f} GB/s"),
+        (f"{mib} up, memory",         f"{up['memory_gb_s']:.2f} GB/s",   f"{up['memory_times']:.1f}× gRPC; digests taken there"),
+        (f"{mib} down, memory",       f"{down['memory_gb_s']:.2f} GB/s", f"{down['memory_times']:.1f}× gRPC"),
     ])
     # fmt: on
     warn_if_disturbed(disturbed)
@@ -226,38 +237,48 @@ def bytes_of_a_call(port: int, calls: int = 50) -> tuple[float, float]:
 def stream_shares(
     target: str, bare: Echo, size: int, rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """What share of the speed of a bare stream an array of so many bytes has, up and down, in turn.
+    """What share of the speed of a bare stream an array of so many bytes has, up and down, in turn; and through memory.
 
     Each is another array, as far as its digest says, and goes where the last one was dropped: into warm memory.
     """
     array = np.random.default_rng(0).random((size // 256, 64), dtype=np.float32)
-    times: dict[str, list[float]] = {"up": [], "bare up": [], "down": [], "bare down": []}
-    with RemoteEngine(target) as engine:
-        session = engine.session
+    times: dict[str, list[float]] = {}
+    with RemoteEngine(target) as plain, RemoteEngine(target, memory=True) as near:
+        near.ping()  # whose greeting says where the socket is
         time.sleep(WARM_UP_S)
         for number in range(rounds + 1):  # the first makes the memory warm
-            array[0, 0] = number
-            ref, token = ArrayRef(digest_of(array), "float32", array.shape), session.token()
-            times["bare up"].append(bare.up(size // MIB))
-            begun = time.perf_counter()
-            upload_array(session, Item(array, ref.dtype, ref.digest, token))
-            times["up"].append(time.perf_counter() - begun)
-            times["bare down"].append(bare.down(size // MIB))
-            into = bytes_of(np.empty(size + wire.MAX_HEADER_BYTES, np.uint8))
-            begun = time.perf_counter()
-            session.download(ref, into, exact=False)
-            times["down"].append(time.perf_counter() - begun)
-            del into
-            session.let_go(ref.digest, token)
-            session.flush()
+            for name, engine in (("", plain), ("memory ", near)):
+                array[0, 0] = 2 * number + bool(name)
+                if not name:
+                    times.setdefault("bare up", []).append(bare.up(size // MIB))
+                    times.setdefault("bare down", []).append(bare.down(size // MIB))
+                for way, took in zip(("up", "down"), up_and_down(engine.session, array), strict=True):
+                    times.setdefault(name + way, []).append(took)
     found = []
     for way in ("up", "down"):
-        own, theirs = times[way][1:], times[f"bare {way}"][1:]
-        share = median([b / a for a, b in zip(own, theirs, strict=True)])
-        found.append(
-            {"share": share, "gb_s": size / median(own) / 1e9, "bare_gb_s": size / median(theirs) / 1e9}
-        )
+        own, theirs, memory = times[way][1:], times[f"bare {way}"][1:], times[f"memory {way}"][1:]
+        found.append({
+            "share": median([b / a for a, b in zip(own, theirs, strict=True)]),
+            "gb_s": size / median(own) / 1e9,
+            "bare_gb_s": size / median(theirs) / 1e9,
+            "memory_gb_s": size / median(memory) / 1e9,
+        })  # fmt: skip
     return found[0], found[1]
+
+
+def up_and_down(session: Session, array: Any) -> tuple[float, float]:
+    """The seconds of an upload and of a download of an array that the server does not have, and forgets again."""
+    ref, token = ArrayRef(digest_of(array), "float32", array.shape), session.token()
+    begun = time.perf_counter()
+    upload_array(session, Item(array, ref.dtype, ref.digest, token))
+    up_s = time.perf_counter() - begun
+    into = bytes_of(np.empty(array.nbytes + wire.MAX_HEADER_BYTES, np.uint8))
+    begun = time.perf_counter()
+    session.download(ref, into, exact=False)
+    down_s = time.perf_counter() - begun
+    session.let_go(ref.digest, token)
+    session.flush()
+    return up_s, down_s
 
 
 if __name__ == "__main__":

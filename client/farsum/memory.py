@@ -6,6 +6,7 @@ Only where the user wants it and the server offers it; where it cannot be reache
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import threading
@@ -154,13 +155,9 @@ class Link:
     @property
     def alive(self) -> bool:
         """Has the server neither hung up nor said anything?"""
-        try:
-            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return not poll.poll(0)
 
     def upload(self, upload: wire.Upload, header: bytes, body: memoryview) -> None:
         """Send one array from the offset of the upload on. Raises Lost, and what the server raises."""

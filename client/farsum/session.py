@@ -52,8 +52,6 @@ AWAY_S = 20.0
 PATIENCE_S = 2.0
 # What a last word may take.
 PARTING_S = 1.0
-# Smaller arrays go over gRPC even where there is memory to hand them over in.
-LEAST_MEMORY_BYTES = 1 << 20
 # How many arrays one message lets go of.
 MAX_CLAIMS = 1024
 
@@ -84,10 +82,9 @@ class Session:
 
             self._memory = Memory(target)
 
-    def link(self, nbytes: int) -> AbstractContextManager[Link | None]:
-        """A connection through memory for an array of so many bytes; None where gRPC is to carry it."""
-        large = nbytes >= LEAST_MEMORY_BYTES
-        return self._memory.link() if self._memory and large else nullcontext()
+    def link(self) -> AbstractContextManager[Link | None]:
+        """A connection through memory for one array; None where gRPC is to carry it."""
+        return self._memory.link() if self._memory else nullcontext()
 
     def rest(self) -> bool:
         """Hang up if nothing is under way, and say whether; the next call opens the connection again."""
@@ -271,7 +268,7 @@ class Session:
         received   holds how many are there from an attempt that was broken off, and is kept up to date
         """
         received = received or [0]
-        with self.link(len(into)) as link:
+        with self.link() as link:
             if link:
                 try:
                     link.download(what, into, received)

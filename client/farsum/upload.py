@@ -75,7 +75,7 @@ def upload_array(session: Session, item: Item) -> None:
 
 def _send(session: Session, upload: wire.Upload, header: bytes, body: memoryview) -> None:
     """Through memory where there is such a way, else over gRPC, packed if that pays."""
-    with session.link(upload.stream_bytes) as link:
+    with session.link() as link:
         if link:
             link.upload(upload, header, body)
             return

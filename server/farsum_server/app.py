@@ -21,6 +21,7 @@ from farsum_proto.tensor import keep_freed_memory
 from farsum_server.daemon import Daemon
 from farsum_server.grpc_api import GrpcServer
 from farsum_server.http_api import http_app
+from farsum_server.local_socket import check_path
 from farsum_server.memory import MemoryServer
 from farsum_server.metrics import Metrics
 from farsum_server.process import WORKER
@@ -65,11 +66,13 @@ def _listen(host: str, port: int) -> socket.socket:
 class App:
     """A daemon with its two surfaces.
 
-    Raises UnsafeBind for an address that others can reach, before anything is opened.
+    Raises UnsafeBind for an address that others can reach, or a socket that others could take the place of, before
+    anything is opened.
     """
 
     def __init__(self, settings: Settings, *, worker: str = WORKER) -> None:
         check_bind(settings.host)
+        self._memory_path = check_path(settings.memory_socket) if settings.memory_socket else None
         self._settings = settings
         self._worker = worker
         self._signals = 0
@@ -94,7 +97,11 @@ class App:
             devices=self._settings.device.split(","),
             worker=self._worker,
         )
-        memory = self._memory(daemon)
+        memory = (
+            MemoryServer(daemon, self._memory_path, self._settings.upload_idle_s)
+            if self._memory_path
+            else None
+        )
         grpc_server = GrpcServer(
             daemon,
             package_version(),
@@ -132,10 +139,6 @@ class App:
             daemon.close()
             listener.close()
         log.info("stopped")
-
-    def _memory(self, daemon: Daemon) -> MemoryServer | None:
-        path = self._settings.memory_socket
-        return MemoryServer(daemon, path, self._settings.upload_idle_s) if path else None
 
     async def _listen_grpc(self, grpc_server: GrpcServer) -> str:
         address = self._settings.grpc_address

@@ -7,12 +7,9 @@ descriptor of a client is ever taken: the window that a connection copies throug
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import secrets
 import socket
-import stat
-import struct
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -21,38 +18,36 @@ from typing import TypeVar
 
 import structlog
 
-from farsum_kernels.errors import FarsumError, ServerUnreachable, UnsafeBind, WireError
+from farsum_kernels.errors import FarsumError, WireError
 from farsum_proto import wire
 from farsum_proto.window import Window
 from farsum_server.clients import Client
 from farsum_server.daemon import Daemon, internal
+from farsum_server.local_socket import listen, peer_of
 
 log = structlog.get_logger("farsum.memory")
 
 # Each has a window of 4 MiB; whoever comes beyond goes over gRPC.
 MAX_CONNECTIONS = 64
-BACKLOG = 64
 # A connection that carries nothing for so long is closed; its client opens another when it needs one.
 IDLE_S = 60.0
 # So long a client that made a mistake may take to read what it was.
 PARTING_S = 1.0
-# What Linux has room for in the address of a socket.
-MAX_PATH_BYTES = 107
 _PAUSE_S = 0.1
 
 P = TypeVar("P", bound=wire.Packet)
 
 
 class MemoryServer:
-    """Listens at a path from `open` on, until `close`.
+    """Listens at a path, see `check_path`, from `open` on, until `close`.
 
-    Raises UnsafeBind for a directory that others could write to, before anything is opened.
+    idle_s   a transfer that does not go on for so long is broken off
     """
 
-    def __init__(self, daemon: Daemon, path: str, idle_s: float) -> None:
+    def __init__(self, daemon: Daemon, path: Path, idle_s: float) -> None:
         self._daemon = daemon
-        self._idle_s = idle_s  # of a transfer that does not go on
-        self._path = checked(path)
+        self._idle_s = idle_s
+        self._path = path
         self._listener: socket.socket | None = None
         self._inode = 0
         self._accepting: asyncio.Task[None] | None = None
@@ -60,7 +55,7 @@ class MemoryServer:
         daemon.metrics.watch(
             "memory_connections", "Connections to the memory socket.", lambda: len(self._tasks)
         )
-        self.offer = wire.Passage(str(self._path), secrets.token_bytes(16))
+        self.offer = wire.Passage(str(path), secrets.token_bytes(16))
 
     def open(self) -> None:
         """Raises ServerUnreachable when the path is taken."""
@@ -219,82 +214,3 @@ class Connection:
                 self._link.shutdown(socket.SHUT_WR)
                 while await self._loop.sock_recv(self._link, wire.MAX_PACKET_BYTES):
                     pass
-
-
-# ── the path ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def checked(path: str) -> Path:
-    """The absolute path, if nobody else can put a socket of his own there.
-
-    Raises UnsafeBind.
-    """
-    if not hasattr(os, "memfd_create") or not hasattr(socket, "SO_PEERCRED"):
-        raise UnsafeBind("arrays go through memory on Linux only; leave out --memory-socket")
-    place = Path(path).expanduser().absolute()
-    folder = place.parent
-    try:
-        found = folder.stat()
-    except OSError as error:
-        raise UnsafeBind(f"--memory-socket {path}: {folder}: {error.strerror}") from error
-    if (
-        not stat.S_ISDIR(found.st_mode)
-        or found.st_mode & stat.S_IWOTH
-        or found.st_uid not in (0, os.geteuid())
-    ):
-        raise UnsafeBind(
-            f"--memory-socket {path}: {folder} is not a directory of yours that others cannot write to; "
-            f"make one with `mkdir -m 700`, or use the one of XDG_RUNTIME_DIR"
-        )
-    if len(os.fsencode(place)) > MAX_PATH_BYTES:
-        raise UnsafeBind(f"--memory-socket {place}: a socket's path has at most {MAX_PATH_BYTES} bytes")
-    return place
-
-
-def listen(path: Path) -> socket.socket:
-    """A socket for this user alone. What a server that was killed has left there is removed.
-
-    Raises ServerUnreachable when something else is there.
-    """
-    taken = f"cannot listen on {path} for memory"
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # two servers that start at once do not remove each other's socket
-        if path.is_symlink() or path.exists():
-            if path.is_symlink() or not path.is_socket():
-                raise ServerUnreachable(f"{taken}: there is a file of that name, which is no socket")
-            if answers(path):
-                raise ServerUnreachable(f"{taken}: another server does; see --memory-socket")
-            path.unlink()
-        listener.bind(os.fspath(path))
-        path.chmod(0o600)  # nobody can connect before it listens
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        if isinstance(error, ServerUnreachable):
-            raise
-        raise ServerUnreachable(f"{taken}: {error.strerror}; see --memory-socket") from error
-    finally:
-        os.close(folder)
-    return listener
-
-
-def answers(path: Path) -> bool:
-    """Does anybody listen there?"""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            return False
-        except OSError:
-            pass  # busy, or of another kind: somebody does
-    return True
-
-
-def peer_of(link: socket.socket) -> int:
-    """The user at the other end."""
-    _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(uid)
