@@ -7,7 +7,7 @@ call     a reduction at M = N = 1,000, D = 3, from plain arrays that are hashed 
 bytes    what such a call sends and receives, counted by a TCP relay in between
 up       256 MB into the store of a server, its digest checked there, next to the same number of bytes on a bare stream
 down     the same array back into an array of the client, likewise
-memory   the same up and down through memory that both processes map, in the same rounds
+memory   the same up and down through memory that both processes map, in the same rounds; and 128 KiB both ways
 
     python -m benchmarks.wire [--rounds 15] [--calls 200] [--quick] [--json]
 """
@@ -39,7 +39,10 @@ from farsum_proto import wire
 
 SMALL_BAR, CALL_BAR_US, SENT_BAR, STREAM_BAR = 1.5, 400.0, 2048, 0.85
 WARM_UP_S = 3.0
-MIB = 1 << 20
+# What the server may take to be done with a download: before that, an array that is dropped stays for a while, and the
+# next one goes into cold memory.
+DONE_S = 0.02
+MIB, LITTLE_BYTES = 1 << 20, 128 << 10
 
 
 def main() -> None:
@@ -64,6 +67,7 @@ def main() -> None:
         remote_s, embedded_s = call_times(target, rounds, calls)
         sent, received = bytes_of_a_call(port)
         up, down = stream_shares(target, bare, size, 3 if options.quick else 7)
+        little = little_times(target, rounds)
         disturbed = others.cores()  # while the server is our child, or its time would count as theirs
 
     overhead_us = 1e6 * (remote_s - embedded_s)
@@ -83,6 +87,7 @@ def main() -> None:
         },
         "bytes": {"sent": sent, "received": received, "bar_sent": SENT_BAR},
         "stream": {"bytes": size, "up": up, "down": down, "bar": STREAM_BAR},
+        "little": {"bytes": LITTLE_BYTES, **little},
     }
     for found in (up, down):
         found["memory_times"] = found["memory_gb_s"] / found["gb_s"]
@@ -101,6 +106,8 @@ def main() -> None:
         (f"{mib} down",               f"{down['share']:.0%}",        f"{bar}; {down['gb_s']:.2f} GB/s"),
         (f"{mib} up, memory",         f"{up['memory_gb_s']:.2f} GB/s",   f"{up['memory_times']:.1f}× gRPC; digests taken there"),
         (f"{mib} down, memory",       f"{down['memory_gb_s']:.2f} GB/s", f"{down['memory_times']:.1f}× gRPC"),
+        ("128 KiB up, memory",        f"{little['memory_up_us']:.0f} µs",   f"{little['up_us']:.0f} µs over gRPC"),
+        ("128 KiB down, memory",      f"{little['memory_down_us']:.0f} µs", f"{little['down_us']:.0f} µs over gRPC"),
     ])
     # fmt: on
     warn_if_disturbed(disturbed)
@@ -266,6 +273,20 @@ def stream_shares(
     return found[0], found[1]
 
 
+def little_times(target: str, rounds: int) -> dict[str, float]:
+    """Medians of an array that is just too large to ride in a message, by both ways, in turn."""
+    array = np.random.default_rng(1).random((LITTLE_BYTES // 4, 1), dtype=np.float32)
+    times: dict[str, list[float]] = {}
+    with RemoteEngine(target) as plain, RemoteEngine(target, memory=True) as near:
+        near.ping()
+        for number in range(4 * rounds):
+            for name, engine in (("", plain), ("memory_", near)):
+                array[0, 0] = 2 * number + bool(name)
+                for way, took in zip(("up", "down"), up_and_down(engine.session, array), strict=True):
+                    times.setdefault(f"{name}{way}_us", []).append(1e6 * took)
+    return {name: median(found) for name, found in times.items()}
+
+
 def up_and_down(session: Session, array: Any) -> tuple[float, float]:
     """The seconds of an upload and of a download of an array that the server does not have, and forgets again."""
     ref, token = ArrayRef(digest_of(array), "float32", array.shape), session.token()
@@ -276,6 +297,7 @@ def up_and_down(session: Session, array: Any) -> tuple[float, float]:
     begun = time.perf_counter()
     session.download(ref, into, exact=False)
     down_s = time.perf_counter() - begun
+    time.sleep(DONE_S)
     session.let_go(ref.digest, token)
     session.flush()
     return up_s, down_s
