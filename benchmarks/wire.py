@@ -251,7 +251,8 @@ def stream_shares(
     array = np.random.default_rng(0).random((size // 256, 64), dtype=np.float32)
     times: dict[str, list[float]] = {}
     with RemoteEngine(target) as plain, RemoteEngine(target, memory=True) as near:
-        near.ping()  # whose greeting says where the socket is
+        for engine in (plain, near):
+            engine.ping()  # opens the stream by which arrays are dropped, and says where the socket is
         time.sleep(WARM_UP_S)
         for number in range(rounds + 1):  # the first makes the memory warm
             for name, engine in (("", plain), ("memory ", near)):
@@ -278,7 +279,8 @@ def little_times(target: str, rounds: int) -> dict[str, float]:
     array = np.random.default_rng(1).random((LITTLE_BYTES // 4, 1), dtype=np.float32)
     times: dict[str, list[float]] = {}
     with RemoteEngine(target) as plain, RemoteEngine(target, memory=True) as near:
-        near.ping()
+        for engine in (plain, near):
+            engine.ping()
         for number in range(4 * rounds):
             for name, engine in (("", plain), ("memory_", near)):
                 array[0, 0] = 2 * number + bool(name)
