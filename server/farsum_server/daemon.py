@@ -29,7 +29,7 @@ from farsum_kernels.job import ArrayRef
 from farsum_proto import wire
 from farsum_server import queue
 from farsum_server.arena import Allocator, Arena
-from farsum_server.bulk import Bulk
+from farsum_server.bulk import Bulk, Chunk
 from farsum_server.clients import Client
 from farsum_server.express import Express
 from farsum_server.jobs import Answer, Begun, Device, Job, Limits, OnProgress
@@ -424,17 +424,19 @@ class Daemon:
 
     # ── bulk ──────────────────────────────────────────────────────────────────────────────────────
 
-    async def upload(self, tenant: str, upload: wire.Upload, chunks: AsyncIterator[bytes]) -> int:
+    async def upload(
+        self, tenant: str, upload: wire.Upload, chunks: AsyncIterator[Chunk], transport: str = "bulk"
+    ) -> int:
         """Receive one array; see `Bulk.upload`."""
         if self._draining:
             raise Draining("the server is stopping and takes no new arrays")
-        return await self._bulk.upload(tenant, upload, chunks)
+        return await self._bulk.upload(tenant, upload, chunks, transport)
 
     def download(
-        self, what: bytes | ArrayRef, tenant: str = "default"
+        self, what: bytes | ArrayRef, tenant: str = "default", transport: str = "bulk"
     ) -> AbstractAsyncContextManager[tuple[bytes, memoryview]]:
         """The header and the bytes of an array; see `Bulk.download`."""
-        return self._bulk.download(tenant, what)
+        return self._bulk.download(tenant, what, transport)
 
 
 def internal(error: Exception, where: str) -> InternalError:

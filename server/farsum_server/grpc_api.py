@@ -186,9 +186,10 @@ class _Done(Exception):
 class Api:
     """The handlers. Each is a coroutine over bytes; `Guard` stands around all of them."""
 
-    def __init__(self, daemon: Daemon, version: str) -> None:
+    def __init__(self, daemon: Daemon, version: str, passage: wire.Passage | None = None) -> None:
         self._daemon = daemon
         self._version = version
+        self._passage = passage  # what sessions are offered beside gRPC
         self._sessions: set[Session] = set()
 
     def tell_draining(self) -> None:
@@ -225,7 +226,7 @@ class Api:
         if not isinstance(hello, wire.Hello):
             raise WireError("a session starts with hello")
         protocol = wire.agree(hello.oldest, hello.newest)
-        await context.write(wire.encode_welcome(protocol, self._version))
+        await context.write(wire.encode_welcome(protocol, self._version, self._passage))
         session = Session(self._daemon, context, hello.holder)
         self._sessions.add(session)
         try:
@@ -284,8 +285,10 @@ class Guard:
 class GrpcServer:
     """A grpc.aio server with the API, the health service and, if wanted, reflection."""
 
-    def __init__(self, daemon: Daemon, version: str, *, reflection: bool = False) -> None:
-        self.api = Api(daemon, version)
+    def __init__(
+        self, daemon: Daemon, version: str, *, passage: wire.Passage | None = None, reflection: bool = False
+    ) -> None:
+        self.api = Api(daemon, version, passage)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=OPTIONS)
         guard = Guard(daemon)

@@ -89,6 +89,11 @@ class Settings(BaseSettings):
     handle_ttl_s: float = Field(
         default=3600.0, gt=0, description="handles to an array that nobody has used for so long are void"
     )
+    memory_socket: str = Field(
+        default="",
+        description="path of a Unix socket by which clients of the same user on this machine may hand over large "
+        "arrays through memory; its directory must be closed to others; empty: none",
+    )
     reflection: bool = Field(default=False, description="let gRPC tools list the services")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="what is logged"
