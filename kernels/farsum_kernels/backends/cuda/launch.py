@@ -12,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends import culling
-from farsum_kernels.backends.certified import MIN_ROWS, certified
-from farsum_kernels.backends.cuda.bilinear import bilinear
+from farsum_kernels.backends.cuda.bilinear import bilinear, scalar_product
 from farsum_kernels.backends.cuda.device import Driver
 from farsum_kernels.backends.cuda.filtered import FilteredLaunch, filtered_launch
 from farsum_kernels.backends.cuda.layout import (
     DIRECT,
     FILTER,
     FILTER_LAYOUT,
-    PRODUCTS,
+    TENSOR,
     UNROLL,
     Layout,
     choose,
@@ -28,9 +27,11 @@ from farsum_kernels.backends.cuda.layout import (
     layouts_for,
 )
 from farsum_kernels.backends.cuda.pieces import Pieces
+from farsum_kernels.backends.cuda.products import ByProducts
 from farsum_kernels.backends.cuda.resident import Resident
 from farsum_kernels.backends.cuda.sources import kernel_text
 from farsum_kernels.backends.cuda.tables import CUDA
+from farsum_kernels.backends.cuda.tensor_layout import lanes, tensor_layout
 from farsum_kernels.backends.cuda.tune import Tuner
 from farsum_kernels.backends.cuda.variant import AHEAD, Variant
 from farsum_kernels.backends.culled import CulledLaunch, culled_launch
@@ -46,7 +47,6 @@ Array = NDArray[Any]
 
 MAX_SOURCE_BYTES = 4 << 20
 MAX_INT32, MAX_FLOAT32 = (1 << 31) - 1, 1 << 24
-LOOK_S = 2e-9  # of the host, for a number of the points: norms, and a second time about the centre
 WORTH_TUNING_S = 0.005  # shorter jobs are not worth trying
 SMALL = 4  # a job below this part of what states may take is tried without asking for room
 
@@ -54,10 +54,11 @@ SMALL = 4  # a job below this part of what states may take is tried without aski
 class Kernel:
     """A reduction, compiled for one device. Holds no data; any number of launches may use it.
 
-    path          DIRECT, FILTER or PRODUCTS where there is a choice; None leaves it to the cost model
-    resident      arrays that stay on that device, shared by all kernels there
-    tuner         tries layouts instead of going by their sizes
-    by_products   the distances of the formula are written by norms and scalar products, which its points are fit for
+    path       DIRECT, FILTER, PRODUCTS or TENSOR where there is a choice; None leaves it to the cost model
+    resident   arrays that stay on that device, shared by all kernels there
+    tuner      tries layouts instead of going by their sizes
+    by         the distances of the formula are written by norms and scalar products, which its points are fit for;
+               TENSOR, where it is for tensor cores
     """
 
     def __init__(
@@ -67,27 +68,37 @@ class Kernel:
         path: str | None = None,
         resident: Resident | None = None,
         tuner: Tuner | None = None,
-        by_products: bool = False,
+        by: str | None = None,
     ) -> None:
         self.spec, self.driver, self._path, self.tuner = spec, driver, path, tuner
         self.resident = resident or Resident(driver, 0)
         self.parts = spec.over_j()
+        # For tensor cores a formula is written as it is to be computed.
+        plain = (lambda formula: formula) if by == TENSOR else simplified
         wants = [
-            Want(simplified(part.formula), part.weight and simplified(part.weight), part.rule.additive)
+            Want(plain(part.formula), part.weight and plain(part.weight), part.rule.additive)
             for part in self.parts
         ]
         self.program: Program = lower(wants, UNROLL, list(CUDA), long_weights=True)
         self.computed = COMPUTED_IN[spec.dtype]
         self.dtype = np.dtype(self.computed)
+        self.product = scalar_product(self.program) if by == TENSOR else None
         self.layouts = layouts_for(self.program, self.parts, np.dtype(self.computed).itemsize)
-        self.bilinear = bilinear(self.program, self.parts) if self.computed == "float32" else None
+        self.bilinear = None
+        if self.computed == "float32" and by != TENSOR:
+            self.bilinear = bilinear(self.program, self.parts)
         if self.bilinear:
             self.layouts = (*self.layouts, FILTER_LAYOUT)
         self.work_per_pair = self.program.flops_per_pair()
+        if self.product:
+            # A share of the powers by polynomials where special functions are what a pair waits for.
+            bounded = self.product.factor is not None and lanes(self.product.dim) <= 8
+            self.layouts = (tensor_layout(self.product.dim, int(bounded)),)
+            self.work_per_pair = lanes(self.product.dim)
         self.indices = [v.params[0] for v in self.program.slots]
-        self.words = {"distances": "by norms and scalar products"} if by_products else {}
-        compiled = partial(Kernel, driver=driver, resident=self.resident, tuner=tuner, by_products=True)
-        self.certified = None if by_products else certified(spec, compiled, in_pieces=False)
+        self.words = {"distances": "by norms and scalar products"} if by else {}
+        compiled = partial(Kernel, driver=driver, resident=self.resident, tuner=tuner)
+        self.by_products = None if by else ByProducts(self, compiled, path)
         self.points = culling.cullable(self.program, self.parts)
         self._variants: dict[int, Variant] = {}
         self.numbers_rows = any(instr.prim is Prim.ROW for instr in self.program.code)
@@ -96,9 +107,8 @@ class Kernel:
     def variant(self, place: int) -> Variant:
         """The kernel for one of the layouts, compiled now if it is new."""
         if place not in self._variants:
-            text = kernel_text(
-                self.program, self.parts, self.spec.dtype, self.computed, self.layouts[place], self.bilinear
-            )
+            about = self.program, self.parts, self.spec.dtype, self.computed, self.layouts[place]
+            text = kernel_text(*about, self.product or self.bilinear)
             if len(text.source) > MAX_SOURCE_BYTES:
                 raise FormulaTooLarge(
                     f"the formula is {len(text.source)} bytes of CUDA C++; at most {MAX_SOURCE_BYTES} are allowed"
@@ -125,7 +135,7 @@ class Kernel:
     @property
     def direct(self) -> list[Layout]:
         """The layouts that compute every pair; they come first."""
-        return [layout for layout in self.layouts if layout.path == DIRECT]
+        return [layout for layout in self.layouts if layout.path != FILTER]
 
     def filters(self, over_j: Extent) -> bool:
         """Is a dense job of these sizes done by way of the filter?"""
@@ -148,7 +158,7 @@ class Kernel:
         self, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None = None
     ) -> Launch | Pieces | CulledLaunch | FilteredLaunch:
         """Bind arrays of the right shapes and dtype; what need not be computed is left out."""
-        if fit := self.by_products(arrays, extent, digests):
+        if self.by_products and (fit := self.by_products.launch(arrays, extent, digests)):
             return fit
         try:
             culled = culled_launch(self, arrays, extent)
@@ -159,18 +169,6 @@ class Kernel:
             or filtered_launch(self, arrays, extent, digests)
             or self.bind(arrays, extent, digests=digests)
         )
-
-    def by_products(
-        self, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None = None
-    ) -> Launch | Pieces | CulledLaunch | FilteredLaunch | None:
-        """The job with distances from scalar products, where that is known to be exact enough and saves time."""
-        if self.certified is None or self._path not in (None, PRODUCTS):
-            return None
-        # The host looks at every number of the points; half of the time of a pair is what it can gain.
-        least = 2 * LOOK_S * self.certified.dim * self.driver.gpu.rate / self.work_per_pair
-        least = 0 if self._path == PRODUCTS else max(MIN_ROWS, least)
-        fit = self.certified.arrays(arrays, extent, least)
-        return self.certified.kernel.launch(fit, extent, digests) if fit else None
 
     def bind_culled(self, arrays: Mapping[int, Array], extent: Extent) -> Launch:
         """The same for blocks of few rows, which are what is left of a job. Raises DeviceFull."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from farsum_kernels.backends.cuda.device import Driver, Module
 from farsum_kernels.backends.cuda.fold import fold_text
-from farsum_kernels.backends.cuda.layout import Layout, plan_for
+from farsum_kernels.backends.cuda.layout import TENSOR, Layout, plan_for
 from farsum_kernels.backends.cuda.sources import Text
 from farsum_kernels.backends.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
 from farsum_kernels.formula.lower import Program
@@ -74,7 +74,9 @@ class Variant:
             if len(self._grounds) >= MAX_GROUNDS:
                 self._grounds.clear()
             plan = self.plan(over_j)
-            tables = dense_tables(self.layout, over_j, plan.splits)
+            # What is packed for tensor cores is packed in whole tiles.
+            step = self.layout.tile if self.layout.path == TENSOR else 1
+            tables = dense_tables(self.layout, over_j, plan.splits, step)
             offsets = _offsets(self.kernel.program, shapes, over_j)
             known = self._grounds[key] = Ground(self.kernel.driver, plan, over_j, offsets, *tables)
         return known
