@@ -2,7 +2,7 @@
 
 Rounding of |x|² + |y|² − 2 x·y comes to about GROWTH ulps of |x|² + |y|² (docs/decisions/0007), whatever the
 dimension, where scalar products are added up in pieces, and to about √D of them where they are not; to no more than
-TENSOR_GROWTH where tensor cores compute them from float16 halves (docs/decisions/0011). Times the scale in
+TENSOR_GROWTH where tensor cores compute them from float16 halves (docs/decisions/0012). Times the scale in
 the exponent it is the relative error of a term, and that must be below ALLOWED. Points that lie far from the origin are
 moved to their centre first.
 """
