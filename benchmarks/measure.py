@@ -140,7 +140,7 @@ def warn_if_disturbed(cores: float) -> None:
 
 
 @contextmanager
-def daemon(start_s: float = 60.0) -> Iterator[int]:
+def daemon(*flags: str, start_s: float = 60.0) -> Iterator[int]:
     """A real server on loopback, in a process of its own; gives its gRPC port."""
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     port, http_port = (s.getsockname()[1] for s in held)
@@ -155,6 +155,7 @@ def daemon(start_s: float = 60.0) -> Iterator[int]:
         str(port),
         "--http-port",
         str(http_port),
+        *flags,
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -6,7 +6,9 @@ call     a reduction at M = N = 1,000, D = 3, from plain arrays that are hashed 
          the arrays resident, and in process; the difference is what the server costs
 bytes    what such a call sends and receives, counted by a TCP relay in between
 up       256 MB into the store of a server, its digest checked there, next to the same number of bytes on a bare stream
-down     the same array back into an array of the client, likewise
+down     the same array back, likewise: into memory of the client that is in use, and into a new array, for which
+         the system has to find and clear pages first
+memory   the same up and down through memory that both processes map, in the same rounds; and 128 KiB both ways
 
     python -m benchmarks.wire [--rounds 15] [--calls 200] [--quick] [--json]
 """
@@ -19,6 +21,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,13 +33,17 @@ from benchmarks.measure import Others, daemon, machine_line, median, save, table
 from farsum.call import bytes_of, digest_of
 from farsum.numpy import Vi, Vj
 from farsum.remote import RemoteEngine
+from farsum.session import Session
 from farsum.upload import Item, upload_array
 from farsum_kernels.job import ArrayRef
 from farsum_proto import wire
 
 SMALL_BAR, CALL_BAR_US, SENT_BAR, STREAM_BAR = 1.5, 400.0, 2048, 0.85
 WARM_UP_S = 3.0
-MIB = 1 << 20
+# What the server may take to be done with a download: before that, an array that is dropped stays for a while, and the
+# next one goes into cold memory.
+DONE_S = 0.02
+MIB, LITTLE_BYTES = 1 << 20, 128 << 10
 
 
 def main() -> None:
@@ -51,12 +59,16 @@ def main() -> None:
     os.environ.pop("FARSUM_TARGET", None)
     print(f"wire: {rounds} rounds\n  {machine_line()}")
     others = Others()
-    with daemon() as port, bare_server() as bare:
+    with ExitStack() as opened:
+        folder = opened.enter_context(TemporaryDirectory())
+        port = opened.enter_context(daemon("--memory-socket", f"{folder}/socket"))
+        bare = opened.enter_context(bare_server())
         target = f"grpc://localhost:{port}"
         small = small_times(target, bare, rounds, calls)
         remote_s, embedded_s = call_times(target, rounds, calls)
         sent, received = bytes_of_a_call(port)
-        up, down = stream_shares(target, bare, size, 3 if options.quick else 7)
+        shares = stream_shares(target, bare, size, 3 if options.quick else 7)
+        little = little_times(target, rounds)
         disturbed = others.cores()  # while the server is our child, or its time would count as theirs
 
     overhead_us = 1e6 * (remote_s - embedded_s)
@@ -75,8 +87,10 @@ def main() -> None:
             "bar_us": CALL_BAR_US,
         },
         "bytes": {"sent": sent, "received": received, "bar_sent": SENT_BAR},
-        "stream": {"bytes": size, "up": up, "down": down, "bar": STREAM_BAR},
+        "stream": {"bytes": size, **shares, "bar": STREAM_BAR},
+        "little": {"bytes": LITTLE_BYTES, **little},
     }
+    up, down, new = shares["up"], shares["down"], shares["new"]
     mib, bar = f"{size // MIB} MiB", f"of a bare stream; the bar is {STREAM_BAR:.0%}"
     # fmt: off
     table([
@@ -90,6 +104,11 @@ def main() -> None:
         ("received per call",         f"{received:.0f} B",           "4,000 of them the result"),
         (f"{mib} up",                 f"{up['share']:.0%}",          f"{bar}; {up['gb_s']:.2f} GB/s"),
         (f"{mib} down",               f"{down['share']:.0%}",        f"{bar}; {down['gb_s']:.2f} GB/s"),
+        (f"{mib} down, new array",    f"{new['share']:.0%}",         f"{bar}; {new['gb_s']:.2f} GB/s"),
+        (f"{mib} up, memory",         f"{up['memory_gb_s']:.2f} GB/s",   f"{up['memory_times']:.1f}× gRPC; digests taken there"),
+        (f"{mib} down, memory",       f"{new['memory_gb_s']:.2f} GB/s", f"{new['memory_times']:.1f}× gRPC, a new array each"),
+        ("128 KiB up, memory",        f"{little['memory_up_us']:.0f} µs",   f"{little['up_us']:.0f} µs over gRPC"),
+        ("128 KiB down, memory",      f"{little['memory_down_us']:.0f} µs", f"{little['down_us']:.0f} µs over gRPC"),
     ])
     # fmt: on
     warn_if_disturbed(disturbed)
@@ -223,41 +242,73 @@ def bytes_of_a_call(port: int, calls: int = 50) -> tuple[float, float]:
 # ── up and down ─────────────────────────────────────────────────────────────────────────────────
 
 
-def stream_shares(
-    target: str, bare: Echo, size: int, rounds: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """What share of the speed of a bare stream an array of so many bytes has, up and down, in turn.
+def stream_shares(target: str, bare: Echo, size: int, rounds: int) -> dict[str, dict[str, float]]:
+    """What share of the speed of a bare stream an array of so many bytes has, up and down, in turn; and through memory.
 
     Each is another array, as far as its digest says, and goes where the last one was dropped: into warm memory.
     """
     array = np.random.default_rng(0).random((size // 256, 64), dtype=np.float32)
-    times: dict[str, list[float]] = {"up": [], "bare up": [], "down": [], "bare down": []}
-    with RemoteEngine(target) as engine:
-        session = engine.session
+    times: dict[str, list[float]] = {}
+    with RemoteEngine(target) as plain, RemoteEngine(target, memory=True) as near:
+        for engine in (plain, near):
+            engine.ping()  # opens the stream by which arrays are dropped, and says where the socket is
         time.sleep(WARM_UP_S)
         for number in range(rounds + 1):  # the first makes the memory warm
-            array[0, 0] = number
-            ref, token = ArrayRef(digest_of(array), "float32", array.shape), session.token()
-            times["bare up"].append(bare.up(size // MIB))
-            begun = time.perf_counter()
-            upload_array(session, Item(array, ref.dtype, ref.digest, token))
-            times["up"].append(time.perf_counter() - begun)
-            times["bare down"].append(bare.down(size // MIB))
-            into = bytes_of(np.empty(size + wire.MAX_HEADER_BYTES, np.uint8))
-            begun = time.perf_counter()
-            session.download(ref, into, exact=False)
-            times["down"].append(time.perf_counter() - begun)
-            del into
-            session.let_go(ref.digest, token)
-            session.flush()
-    found = []
-    for way in ("up", "down"):
-        own, theirs = times[way][1:], times[f"bare {way}"][1:]
-        share = median([b / a for a, b in zip(own, theirs, strict=True)])
-        found.append(
-            {"share": share, "gb_s": size / median(own) / 1e9, "bare_gb_s": size / median(theirs) / 1e9}
-        )
-    return found[0], found[1]
+            for name, engine in (("", plain), ("memory ", near)):
+                array[0, 0] = 2 * number + bool(name)
+                if not name:
+                    times.setdefault("bare up", []).append(bare.up(size // MIB))
+                    times.setdefault("bare down", []).append(bare.down(size // MIB))
+                for way, took in up_and_down(engine.session, array).items():
+                    times.setdefault(name + way, []).append(took)
+    found = {}
+    for way, alike in (("up", "up"), ("down", "down"), ("new", "down")):
+        own, theirs, memory = times[way][1:], times[f"bare {alike}"][1:], times[f"memory {way}"][1:]
+        found[way] = {
+            "share": median([b / a for a, b in zip(own, theirs, strict=True)]),
+            "gb_s": size / median(own) / 1e9,
+            "bare_gb_s": size / median(theirs) / 1e9,
+            "memory_gb_s": size / median(memory) / 1e9,
+            "memory_times": median(own) / median(memory),
+        }
+    return found
+
+
+def little_times(target: str, rounds: int) -> dict[str, float]:
+    """Medians of an array that is just too large to ride in a message, by both ways, in turn."""
+    array = np.random.default_rng(1).random((LITTLE_BYTES // 4, 1), dtype=np.float32)
+    times: dict[str, list[float]] = {}
+    with RemoteEngine(target) as plain, RemoteEngine(target, memory=True) as near:
+        for engine in (plain, near):
+            engine.ping()
+        for number in range(4 * rounds):
+            for name, engine in (("", plain), ("memory_", near)):
+                array[0, 0] = 2 * number + bool(name)
+                took = up_and_down(engine.session, array)
+                times.setdefault(f"{name}up_us", []).append(1e6 * took["up"])
+                times.setdefault(f"{name}down_us", []).append(1e6 * took["new"])
+    return {name: median(found) for name, found in times.items()}
+
+
+def up_and_down(session: Session, array: Any) -> dict[str, float]:
+    """The seconds of an upload of an array that the server does not have, and forgets again, and of its downloads:
+    into memory in use, and into a new array."""
+    took = {}
+    used = np.ones(array.nbytes + wire.MAX_HEADER_BYTES, np.uint8)
+    ref, token = ArrayRef(digest_of(array), "float32", array.shape), session.token()
+    begun = time.perf_counter()
+    upload_array(session, Item(array, ref.dtype, ref.digest, token))
+    took["up"] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    session.download(ref, bytes_of(used), exact=False)
+    took["down"] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    session.download(ref, bytes_of(np.empty_like(used)), exact=False)
+    took["new"] = time.perf_counter() - begun
+    time.sleep(DONE_S)
+    session.let_go(ref.digest, token)
+    session.flush()
+    return took
 
 
 if __name__ == "__main__":

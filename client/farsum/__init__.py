@@ -13,18 +13,20 @@ __all__ = [
 ]  # fmt: skip
 
 
-def connect(target: str, away_s: float = 20.0) -> Any:
+def connect(target: str, away_s: float = 20.0, memory: bool | None = None) -> Any:
     """Send all further work to a server; gives the engine, which can be closed or used in a `with`.
 
     target   "grpc://localhost:50051" or "unix:///run/farsum.sock"; other hosts are reached through an
              SSH tunnel to their loopback address
     away_s   how long a server that goes away later is waited for, in seconds: a restart is not noticed
+    memory   hand over large arrays through memory that both map, where the server runs on this machine with
+             `--memory-socket`; elsewhere gRPC carries them as ever. By default what FARSUM_MEMORY says (1 or 0)
 
     Raises ServerUnreachable when nobody answers there, ProtocolMismatch when versions do not fit.
     """
     from farsum import target as module
 
-    return module.connect(target, away_s=away_s)
+    return module.connect(target, memory, away_s=away_s)
 
 
 def disconnect() -> None:

@@ -42,11 +42,12 @@ class RemoteEngine:
 
     target   "grpc://localhost:50051" or "unix:///path/of/socket"
     away_s   how long a server that was there and went away is waited for, in seconds
+    memory   hand over large arrays through memory, where the server is on this machine and offers it
     """
 
-    def __init__(self, target: str, away_s: float = AWAY_S) -> None:
+    def __init__(self, target: str, away_s: float = AWAY_S, memory: bool = False) -> None:
         self.target = target
-        self.session = Session(target, _version(), away_s)
+        self.session = Session(target, _version(), away_s, memory)
         self._prepared: dict[Spec | Program, RemotePrepared] = {}
         self._kinds: frozenset[str] = frozenset()
 

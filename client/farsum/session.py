@@ -10,7 +10,8 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -27,6 +28,9 @@ from farsum_kernels.errors import (
 )
 from farsum_kernels.job import ArrayRef
 from farsum_proto import wire
+
+if TYPE_CHECKING:
+    from farsum.memory import Link
 
 OPTIONS = (
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
@@ -55,7 +59,7 @@ MAX_CLAIMS = 1024
 class Session:
     """The connection of one engine. Opens its stream when it is needed, and another after a fork."""
 
-    def __init__(self, target: str, client: str, away_s: float = AWAY_S) -> None:
+    def __init__(self, target: str, client: str, away_s: float = AWAY_S, memory: bool = False) -> None:
         self.target = target
         self.away_s = away_s
         self._address = address_of(target)
@@ -72,6 +76,15 @@ class Session:
         self.greeted = False
         self.link_bytes_s: float | None = None  # how fast the last large upload was
         self.closed = False
+        self._memory = None
+        if memory:
+            from farsum.memory import Memory
+
+            self._memory = Memory(target)
+
+    def link(self) -> AbstractContextManager[Link | None]:
+        """A connection through memory for one array; None where gRPC is to carry it."""
+        return self._memory.link() if self._memory else nullcontext()
 
     def rest(self) -> bool:
         """Hang up if nothing is under way, and say whether; the next call opens the connection again."""
@@ -83,11 +96,15 @@ class Session:
 
     def renew_lock(self) -> None:
         self._lock = threading.RLock()
+        if self._memory:
+            self._memory.after_fork()
 
     def _hang_up(self, cause: FarsumError) -> None:
         stream, channel, self._stream, self._channel = self._stream, self._channel, None, None
         if stream:
             stream.break_off(cause)
+        if self._memory:
+            self._memory.rest()
         if channel:
             channel.close()
 
@@ -114,7 +131,9 @@ class Session:
             if self._stream is None or self._stream.broken:
                 stream = Stream(channel, self.target)
                 try:
-                    stream.greet(self._client, self._holder)
+                    welcome = stream.greet(self._client, self._holder)
+                    if self._memory:
+                        self._memory.meet(welcome.passage)
                     self.greeted = True
                 except BaseException:
                     stream.break_off(Cancelled("the greeting failed"))
@@ -249,6 +268,19 @@ class Session:
         received   holds how many are there from an attempt that was broken off, and is kept up to date
         """
         received = received or [0]
+        with self.link() as link:
+            if link:
+                try:
+                    link.download(what, into, received)
+                except FarsumError as error:
+                    raise (Lost(error) if isinstance(what, bytes) else error) from error
+            else:
+                self._fetch(what, into, received)
+        if exact:
+            wire.check_complete(received[0], len(into))
+        return received[0]
+
+    def _fetch(self, what: bytes | ArrayRef, into: memoryview, received: list[int]) -> None:
         method: grpc.UnaryStreamMultiCallable[bytes, bytes] = self.channel().unary_stream(
             wire.METHODS["Download"]
         )
@@ -267,15 +299,14 @@ class Session:
             raise found from error
         finally:
             call.cancel()
-        if exact:
-            wire.check_complete(received[0], len(into))
-        return received[0]
 
     def close(self) -> None:
         """Close the connection. Jobs under way are cancelled on the server and fail here with Cancelled."""
         self.flush(PARTING_S)
         with self._lock:
             self.closed = True
+            if self._memory:
+                self._memory.close()
             if self._pid != os.getpid():
                 return
             self._hang_up(Cancelled(f"the connection to {self.target} was closed"))

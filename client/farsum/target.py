@@ -18,12 +18,14 @@ _connected: RemoteEngine | None = None
 _embedded: dict[str, Engine] = {}
 
 
-def connect(target: str, **options: float) -> RemoteEngine:
-    """Open the target, check that somebody answers, and make it the default."""
+def connect(target: str, memory: bool | None = None, **options: float) -> RemoteEngine:
+    """Open the target, check that somebody answers, and make it the default. FARSUM_MEMORY says what is not said."""
     global _connected
     from farsum.remote import RemoteEngine
 
-    engine = RemoteEngine(target, **options)
+    if memory is None:
+        memory = os.environ.get("FARSUM_MEMORY", "0").lower() not in ("0", "false", "no", "off", "")
+    engine = RemoteEngine(target, memory=memory, **options)
     engine.ping()
     with _lock:
         old, _connected = _connected, engine

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,18 +63,24 @@ def upload_array(session: Session, item: Item) -> None:
     header, body = tensor.header_of(array), memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     ref, size = ArrayRef(item.digest, item.dtype, array.shape), len(header) + len(body)
     large = size >= LEAST_BYTES
-    codec = codec_for(body, session.link_bytes_s or UNKNOWN_LINK) if large else ""
     start = item.received if item.received < size else 0
     try:
-        _send(session, wire.Upload(ref, size, item.hold, start, large, codec), header, body)
+        _send(session, wire.Upload(ref, size, item.hold, start, large), header, body)
     except (TruncatedStream, DigestMismatch):
         if not start:
             raise
         # What was there is gone, or was not what it should be.
-        _send(session, wire.Upload(ref, size, item.hold, 0, large, codec), header, body)
+        _send(session, wire.Upload(ref, size, item.hold, 0, large), header, body)
 
 
 def _send(session: Session, upload: wire.Upload, header: bytes, body: memoryview) -> None:
+    """Through memory where there is such a way, else over gRPC, packed if that pays."""
+    with session.link() as link:
+        if link:
+            link.upload(upload, header, body)
+            return
+    if upload.stream_bytes >= LEAST_BYTES:
+        upload = replace(upload, codec=codec_for(body, session.link_bytes_s or UNKNOWN_LINK))
     sent = 0
 
     def messages() -> Iterator[bytes]:

@@ -21,6 +21,8 @@ from farsum_proto.tensor import keep_freed_memory
 from farsum_server.daemon import Daemon
 from farsum_server.grpc_api import GrpcServer
 from farsum_server.http_api import http_app
+from farsum_server.local_socket import check_path
+from farsum_server.memory import MemoryServer
 from farsum_server.metrics import Metrics
 from farsum_server.process import WORKER
 from farsum_server.settings import Settings, check_bind
@@ -64,11 +66,13 @@ def _listen(host: str, port: int) -> socket.socket:
 class App:
     """A daemon with its two surfaces.
 
-    Raises UnsafeBind for an address that others can reach, before anything is opened.
+    Raises UnsafeBind for an address that others can reach, or a socket that others could take the place of, before
+    anything is opened.
     """
 
     def __init__(self, settings: Settings, *, worker: str = WORKER) -> None:
         check_bind(settings.host)
+        self._memory_path = check_path(settings.memory_socket) if settings.memory_socket else None
         self._settings = settings
         self._worker = worker
         self._signals = 0
@@ -93,7 +97,17 @@ class App:
             devices=self._settings.device.split(","),
             worker=self._worker,
         )
-        grpc_server = GrpcServer(daemon, package_version(), reflection=self._settings.reflection)
+        memory = (
+            MemoryServer(daemon, self._memory_path, self._settings.upload_idle_s)
+            if self._memory_path
+            else None
+        )
+        grpc_server = GrpcServer(
+            daemon,
+            package_version(),
+            passage=memory.offer if memory else None,
+            reflection=self._settings.reflection,
+        )
         http = _Uvicorn(uvicorn.Config(
             http_app(grpc_server.api.info, lambda: daemon.draining, metrics),
             log_config=None, access_log=False, timeout_graceful_shutdown=2, lifespan="off",
@@ -101,6 +115,8 @@ class App:
         http_task: asyncio.Task[None] | None = None
         try:
             address = await self._listen_grpc(grpc_server)
+            if memory:
+                memory.open()
             http_task = asyncio.create_task(http.serve(sockets=[listener]))
             daemon.start()
             await self._wait_for_workers(daemon)
@@ -115,6 +131,8 @@ class App:
         finally:
             daemon.stop()
             await grpc_server.stop(LAST_CALLS_S)
+            if memory:
+                await memory.close()
             http.should_exit = True
             if http_task:
                 await http_task

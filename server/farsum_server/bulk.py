@@ -32,6 +32,8 @@ _PART = b"part of "
 # Below this, sending again costs less than remembering.
 LEAST_PART = 1 << 20
 
+Chunk = bytes | memoryview
+
 
 @dataclass(slots=True, eq=False)
 class Parcel:
@@ -91,8 +93,10 @@ class Bulk:
         self._metrics.ingest.labels("inline").inc(len(data))
         return self._store.add(tenant, digest, len(data), block, block)
 
-    async def upload(self, tenant: str, upload: wire.Upload, chunks: AsyncIterator[bytes]) -> int:
-        """Receive one array, or the rest of one.
+    async def upload(
+        self, tenant: str, upload: wire.Upload, chunks: AsyncIterator[Chunk], transport: str = "bulk"
+    ) -> int:
+        """Receive one array, or the rest of one. Each chunk is copied before the next is asked for.
 
         Raises StoreFull, TruncatedStream, DigestMismatch, WireError. Nothing is stored then, but for what a
         resumable upload has brought, which the next one may go on from.
@@ -120,7 +124,7 @@ class Bulk:
             if not stored:
                 self._broke_off(tenant, upload, block, received[0])
         self._store.add(tenant, ref.digest, ref.nbytes, block, block + offset, upload.hold)
-        self._metrics.ingest.labels("bulk").inc(size - upload.offset)
+        self._metrics.ingest.labels(transport).inc(size - upload.offset)
         return ref.nbytes
 
     def received(self, tenant: str, digest: bytes) -> int:
@@ -150,7 +154,7 @@ class Bulk:
         region: memoryview,
         received: list[int],
         codec: str,
-        chunks: AsyncIterator[bytes],
+        chunks: AsyncIterator[Chunk],
         arriving: ArrivingDigest,
     ) -> None:
         """Fill the region from the offset in `received`, which is kept up to date."""
@@ -189,7 +193,9 @@ class Bulk:
         return tensor.header_at(self._arena.view, block, ref)
 
     @asynccontextmanager
-    async def download(self, tenant: str, what: bytes | ArrayRef) -> AsyncIterator[tuple[bytes, memoryview]]:
+    async def download(
+        self, tenant: str, what: bytes | ArrayRef, transport: str = "bulk"
+    ) -> AsyncIterator[tuple[bytes, memoryview]]:
         """The header and the bytes of a result, by its ticket, which is good for once, or of an array that is held.
 
         Raises ArrayMissing, HandleGone, WireError.
@@ -208,7 +214,7 @@ class Bulk:
         self._downloads += 1
         try:
             yield self._header(ref, block), self._arena.view[block : block + ref.nbytes]
-            self._metrics.egress.labels("bulk").inc(ref.nbytes)
+            self._metrics.egress.labels(transport).inc(ref.nbytes)
         finally:
             self._downloads -= 1
             end()
@@ -238,7 +244,7 @@ class Bulk:
         parcel.client.tell_if_idle()
 
 
-def _unpacked(unpack: Callable[..., bytes], chunk: bytes, size: int) -> bytes:
+def _unpacked(unpack: Callable[..., bytes], chunk: Chunk, size: int) -> bytes:
     """A compressed chunk, which says itself how it is packed but not how large it may become."""
     try:
         found = unpack(chunk, decompressed_size=size, asbytes=True)

@@ -29,7 +29,7 @@ from farsum_kernels.job import ArrayRef
 from farsum_proto import wire
 from farsum_server import queue
 from farsum_server.arena import Allocator, Arena
-from farsum_server.bulk import Bulk
+from farsum_server.bulk import Bulk, Chunk
 from farsum_server.clients import Client
 from farsum_server.express import Express
 from farsum_server.jobs import Answer, Begun, Device, Job, Limits, OnProgress
@@ -65,7 +65,8 @@ class Daemon:
         self._limits = limits
         self.metrics = metrics
         self._arena = Arena.create(limits.store_bytes)
-        self._store = Store(Allocator(limits.store_bytes), limits.tenant_bytes, limits.handle_ttl_s)
+        self._allocator = Allocator(limits.store_bytes)
+        self._store = Store(self._allocator, limits.tenant_bytes, limits.handle_ttl_s)
         self._store.under_way = lambda: bool(self._jobs or self._bulk.uploads)
         self._changed = asyncio.Event()
         self._bulk = Bulk(
@@ -110,7 +111,7 @@ class Daemon:
     # ── life ──────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        self._arena.warm(self._limits.store_warm_bytes)
+        self._warm_ahead()
         for device in self._devices:
             self._spawn(device)
         self._ticker = asyncio.get_running_loop().create_task(self._tick_forever())
@@ -401,9 +402,15 @@ class Daemon:
         now = time.monotonic()
         self._bulk.expire(now)
         self._store.expire()
+        self._warm_ahead()
         for device in self._devices:
             if device.job and device.compiling and now - device.since > self._limits.compile_deadline_s:
                 self._overrun(device, self._jobs[device.job])
+
+    def _warm_ahead(self) -> None:
+        """Keep so much memory ready beyond what was ever used."""
+        if self._limits.store_warm_bytes:
+            self._arena.warm(self._allocator.high + self._limits.store_warm_bytes)
 
     def _overrun(self, device: Device, job: Job) -> None:
         """The compiler cannot be interrupted, only its process can."""
@@ -417,17 +424,19 @@ class Daemon:
 
     # ── bulk ──────────────────────────────────────────────────────────────────────────────────────
 
-    async def upload(self, tenant: str, upload: wire.Upload, chunks: AsyncIterator[bytes]) -> int:
+    async def upload(
+        self, tenant: str, upload: wire.Upload, chunks: AsyncIterator[Chunk], transport: str = "bulk"
+    ) -> int:
         """Receive one array; see `Bulk.upload`."""
         if self._draining:
             raise Draining("the server is stopping and takes no new arrays")
-        return await self._bulk.upload(tenant, upload, chunks)
+        return await self._bulk.upload(tenant, upload, chunks, transport)
 
     def download(
-        self, what: bytes | ArrayRef, tenant: str = "default"
+        self, what: bytes | ArrayRef, tenant: str = "default", transport: str = "bulk"
     ) -> AbstractAsyncContextManager[tuple[bytes, memoryview]]:
         """The header and the bytes of an array; see `Bulk.download`."""
-        return self._bulk.download(tenant, what)
+        return self._bulk.download(tenant, what, transport)
 
 
 def internal(error: Exception, where: str) -> InternalError:

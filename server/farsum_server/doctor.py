@@ -242,6 +242,7 @@ def _settings(config: Path | None, read: list[Settings]) -> Iterator[Check]:
         from pydantic import ValidationError
         from pydantic_settings import SettingsError
 
+        from farsum_server.local_socket import check_path
         from farsum_server.settings import check_bind, settings_from
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("farsum"):
@@ -257,6 +258,8 @@ def _settings(config: Path | None, read: list[Settings]) -> Iterator[Check]:
         yield Check("settings", "failed", plain(error), type(error).__name__)
         return
     check_bind(settings.host)
+    if settings.memory_socket:
+        check_path(settings.memory_socket)
     read.append(settings)
     yield Check(
         "settings",

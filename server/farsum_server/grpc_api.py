@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -186,9 +186,10 @@ class _Done(Exception):
 class Api:
     """The handlers. Each is a coroutine over bytes; `Guard` stands around all of them."""
 
-    def __init__(self, daemon: Daemon, version: str) -> None:
+    def __init__(self, daemon: Daemon, version: str, passage: wire.Passage | None = None) -> None:
         self._daemon = daemon
         self._version = version
+        self._passage = passage  # what sessions are offered beside gRPC
         self._sessions: set[Session] = set()
 
     def tell_draining(self) -> None:
@@ -225,7 +226,7 @@ class Api:
         if not isinstance(hello, wire.Hello):
             raise WireError("a session starts with hello")
         protocol = wire.agree(hello.oldest, hello.newest)
-        await context.write(wire.encode_welcome(protocol, self._version))
+        await context.write(wire.encode_welcome(protocol, self._version, self._passage))
         session = Session(self._daemon, context, hello.holder)
         self._sessions.add(session)
         try:
@@ -248,27 +249,8 @@ class Api:
 
         what, offset = wire.decode_download(data)
         async with self._daemon.download(what) as (header, body):
-            await _write_all(context, chunks_of(header, body, offset))
-
-
-async def _write_all(context: Context, chunks: Iterator[bytes]) -> None:
-    """Send chunks; each is copied from where it lies while the one before it is sent."""
-
-    async def write(chunk: bytes) -> None:
-        await context.write(chunk)
-
-    sent: asyncio.Task[None] | None = None
-    try:
-        for chunk in chunks:
-            if sent:
-                await sent
-            sent = asyncio.create_task(write(chunk))
-            await asyncio.sleep(0)  # so that it begins
-        if sent:
-            await sent
-    finally:
-        if sent:
-            sent.cancel()
+            for chunk in chunks_of(header, body, offset):
+                await context.write(chunk)
 
 
 class Guard:
@@ -303,8 +285,10 @@ class Guard:
 class GrpcServer:
     """A grpc.aio server with the API, the health service and, if wanted, reflection."""
 
-    def __init__(self, daemon: Daemon, version: str, *, reflection: bool = False) -> None:
-        self.api = Api(daemon, version)
+    def __init__(
+        self, daemon: Daemon, version: str, *, passage: wire.Passage | None = None, reflection: bool = False
+    ) -> None:
+        self.api = Api(daemon, version, passage)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=OPTIONS)
         guard = Guard(daemon)

@@ -69,7 +69,7 @@ class Settings(BaseSettings):
         default=0, ge=0, description="memory for arrays and results; 0: two fifths of the machine's"
     )
     store_warm_bytes: int = Field(
-        default=512 * MIB, ge=0, description="part of it that is made ready at start"
+        default=512 * MIB, ge=0, description="how much of it is kept ready beyond what is in use"
     )
     queue_limit: int = Field(
         default=256, ge=1, description="jobs that may wait or run; more are refused with a hint to retry"
@@ -88,6 +88,11 @@ class Settings(BaseSettings):
     )
     handle_ttl_s: float = Field(
         default=3600.0, gt=0, description="handles to an array that nobody has used for so long are void"
+    )
+    memory_socket: str = Field(
+        default="",
+        description="path of a Unix socket by which clients of the same user on this machine may hand over large "
+        "arrays through memory; its directory must be closed to others; empty: none",
     )
     reflection: bool = Field(default=False, description="let gRPC tools list the services")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

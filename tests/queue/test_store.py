@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 from hypothesis import given
@@ -95,3 +96,25 @@ def test_arena_is_shared_through_its_descriptor() -> None:
     assert bytes(other.view[100:103]) == b"abc"
     other.close()
     arena.close()
+
+
+def test_memory_is_touched_ahead_of_its_use() -> None:
+    arena = Arena.create(1 << 20)
+    for end, touched in (
+        (1 << 16, 1 << 16),
+        (1 << 18, 1 << 18),
+        (1 << 17, 1 << 18),  # touched already
+        (1 << 30, 1 << 20),  # more than there is
+    ):
+        arena.warm(end)
+        while arena.warming:
+            time.sleep(0.001)
+        assert os.fstat(arena.fd).st_blocks * 512 == touched
+    arena.close()
+
+
+def test_the_highest_region_is_remembered() -> None:
+    allocator = Allocator(1 << 20)
+    allocator.give(allocator.take(1000) or 0)
+    allocator.take(10)
+    assert allocator.high == 1024

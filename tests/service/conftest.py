@@ -16,6 +16,13 @@ def server() -> Iterator[Server]:
         yield shared
 
 
+@pytest.fixture(scope="session")
+def near(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that hands over arrays through memory too."""
+    with running("--memory-socket", str(tmp_path_factory.mktemp("near") / "socket")) as shared:
+        yield shared
+
+
 @pytest.fixture
 def engine(server: Server) -> Iterator[RemoteEngine]:
     with engine_on(server) as opened:

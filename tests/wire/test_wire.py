@@ -93,6 +93,24 @@ def test_replies_round_trip(id_: int, reply: wire.Reply) -> None:
     assert wire.decode_reply(wire.encode_reply(reply)) == reply
 
 
+def test_packets_round_trip() -> None:
+    ref = ArrayRef(bytes(32), "int64", (3, 2))
+    for packet in (
+        wire.Window(b"s" * 16, 4, 1 << 20), wire.Upload(ref, 48 + 200, b"h" * 16, 100, True), wire.Download(ref, 40),
+        wire.Download(b"ticket"), wire.Ahead(1 << 40), wire.Filled(1 << 20), wire.Taken(), wire.Stored(0),
+    ):  # fmt: skip
+        assert wire.decode_packet(wire.encode_packet(packet)) == packet
+    busy = wire.decode_packet(wire.encode_packet(wire.Failure(wire.busy(errors.QueueFull("full"), 0.5))))
+    assert (
+        isinstance(busy, wire.Failure) and type(busy.error) is errors.QueueFull and busy.retry_after_s == 0.5
+    )
+    with pytest.raises(errors.WireError, match="none is so long"):
+        wire.decode_packet(bytes(wire.MAX_PACKET_BYTES))
+    offer = wire.Passage("/run/socket", b"s" * 16)
+    _, welcome = wire.decode_server(wire.encode_welcome(1, "x", offer))
+    assert isinstance(welcome, wire.Welcome) and welcome.passage == offer
+
+
 def test_small_messages_round_trip() -> None:
     assert wire.decode_client(wire.encode_hello("me", 1, 3)) == (0, wire.Hello(1, 3, "me"))
     assert wire.decode_client(wire.encode_cancel(5)) == (5, wire.Cancel())
@@ -186,7 +204,7 @@ def test_no_common_protocol() -> None:
 DECODERS: list[Any] = [
     wire.decode_form, wire.decode_client, wire.decode_server, wire.decode_request, wire.decode_reply,
     wire.decode_upload, wire.decode_stored, wire.decode_download, wire.decode_info, wire.decode_plan,
-    wire.decode_action, wire.decode_event, wire.small_ask,
+    wire.decode_action, wire.decode_event, wire.small_ask, wire.decode_packet,
 ]  # fmt: skip
 
 

@@ -385,14 +385,70 @@ class Hello(_message.Message):
     def __init__(self, oldest_protocol: _Optional[int] = ..., newest_protocol: _Optional[int] = ..., client: _Optional[str] = ..., holder: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "server", "inline_bytes")
+    __slots__ = ("protocol", "server", "inline_bytes", "passage")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SERVER_FIELD_NUMBER: _ClassVar[int]
     INLINE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PASSAGE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     server: str
     inline_bytes: int
-    def __init__(self, protocol: _Optional[int] = ..., server: _Optional[str] = ..., inline_bytes: _Optional[int] = ...) -> None: ...
+    passage: Passage
+    def __init__(self, protocol: _Optional[int] = ..., server: _Optional[str] = ..., inline_bytes: _Optional[int] = ..., passage: _Optional[_Union[Passage, _Mapping]] = ...) -> None: ...
+
+class Passage(_message.Message):
+    __slots__ = ("path", "server")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    server: bytes
+    def __init__(self, path: _Optional[str] = ..., server: _Optional[bytes] = ...) -> None: ...
+
+class Packet(_message.Message):
+    __slots__ = ("window", "upload", "download", "ahead", "filled", "taken", "stored", "error")
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
+    FILLED_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    window: Window
+    upload: UploadHeader
+    download: DownloadRequest
+    ahead: Ahead
+    filled: Filled
+    taken: Taken
+    stored: UploadReply
+    error: Error
+    def __init__(self, window: _Optional[_Union[Window, _Mapping]] = ..., upload: _Optional[_Union[UploadHeader, _Mapping]] = ..., download: _Optional[_Union[DownloadRequest, _Mapping]] = ..., ahead: _Optional[_Union[Ahead, _Mapping]] = ..., filled: _Optional[_Union[Filled, _Mapping]] = ..., taken: _Optional[_Union[Taken, _Mapping]] = ..., stored: _Optional[_Union[UploadReply, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class Window(_message.Message):
+    __slots__ = ("server", "places", "place_bytes")
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    PLACE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    server: bytes
+    places: int
+    place_bytes: int
+    def __init__(self, server: _Optional[bytes] = ..., places: _Optional[int] = ..., place_bytes: _Optional[int] = ...) -> None: ...
+
+class Ahead(_message.Message):
+    __slots__ = ("stream_bytes",)
+    STREAM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    stream_bytes: int
+    def __init__(self, stream_bytes: _Optional[int] = ...) -> None: ...
+
+class Filled(_message.Message):
+    __slots__ = ("bytes",)
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+
+class Taken(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ()

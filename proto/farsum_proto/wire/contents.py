@@ -81,16 +81,23 @@ def check_contents(form: Form, contents: tuple[Content, ...]) -> None:
 
 
 def encode_upload(upload: Upload) -> bytes:
+    return upload_message(upload).SerializeToString()
+
+
+def upload_message(upload: Upload) -> pb.UploadHeader:
     ref = upload.ref
     return pb.UploadHeader(
         digest=ref.digest, dtype=ref.dtype, shape=ref.shape, stream_bytes=upload.stream_bytes,
         hold=upload.hold, offset=upload.offset, resumable=upload.resumable, codec=upload.codec,
-    ).SerializeToString()  # fmt: skip
+    )  # fmt: skip
 
 
 def decode_upload(data: bytes) -> Upload:
+    return read_upload(parse(pb.UploadHeader(), data))
+
+
+def read_upload(message: pb.UploadHeader) -> Upload:
     """Checked before a byte of memory is reserved: shape × dtype is what the stream will carry."""
-    message = parse(pb.UploadHeader(), data)
     check_digest(message.digest)
     face = checked_face(message.dtype, message.shape)
     ref = ArrayRef(message.digest, face.dtype, face.shape)
@@ -123,15 +130,20 @@ def decode_stored(data: bytes) -> int:
 
 def encode_download(what: bytes | ArrayRef, offset: int = 0) -> bytes:
     """Asks for a result by its ticket, or for an array that is held there, from an offset of its stream on."""
+    return download_message(what, offset).SerializeToString()
+
+
+def download_message(what: bytes | ArrayRef, offset: int = 0) -> pb.DownloadRequest:
     if isinstance(what, bytes):
-        return pb.DownloadRequest(ticket=what).SerializeToString()
-    return pb.DownloadRequest(
-        digest=what.digest, dtype=what.dtype, shape=what.shape, offset=offset
-    ).SerializeToString()
+        return pb.DownloadRequest(ticket=what)
+    return pb.DownloadRequest(digest=what.digest, dtype=what.dtype, shape=what.shape, offset=offset)
 
 
 def decode_download(data: bytes) -> tuple[bytes | ArrayRef, int]:
-    message = parse(pb.DownloadRequest(), data)
+    return read_download(parse(pb.DownloadRequest(), data))
+
+
+def read_download(message: pb.DownloadRequest) -> tuple[bytes | ArrayRef, int]:
     if message.ticket:
         if message.offset:
             raise WireError("a ticket is good for one download, from the start")

@@ -21,7 +21,8 @@ ERROR_KEY = "farsum-error"
 RETRY_KEY = "farsum-retry-after-s"
 
 MAX_MESSAGE_BYTES = 8 << 20
-CHUNK_BYTES = 1 << 20
+# Of 1 to 4 MiB the size at which bulk streams are fastest (measured on loopback).
+CHUNK_BYTES = 2 << 20
 INLINE_BYTES = 64 << 10
 # Below this an array costs less to send than to name.
 TINY_BYTES = 1 << 10

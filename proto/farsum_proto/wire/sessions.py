@@ -11,6 +11,7 @@ from farsum_proto.wire.contents import check_digest, check_token
 from farsum_proto.wire.failures import Failure, error_message
 from farsum_proto.wire.jobs import Reply, Request, fill_request, outcome_of, read_reply, read_request
 from farsum_proto.wire.limits import HOLDER_BYTES, INLINE_BYTES, NEWEST_PROTOCOL, OLDEST_PROTOCOL, parse
+from farsum_proto.wire.packets import Passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Welcome:
     protocol: int
     server: str
     inline_bytes: int
+    passage: Passage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,10 @@ def decode_client(data: bytes) -> tuple[int, Hello | Request | Residency | Cance
     raise WireError("the session message is empty")
 
 
-def encode_welcome(protocol: int, server: str) -> bytes:
+def encode_welcome(protocol: int, server: str, passage: Passage | None = None) -> bytes:
     welcome = pb.Welcome(protocol=protocol, server=server, inline_bytes=INLINE_BYTES)
+    if passage:
+        welcome.passage.path, welcome.passage.server = passage
     return pb.ServerMessage(welcome=welcome).SerializeToString()
 
 
@@ -167,5 +171,6 @@ def decode_server(data: bytes) -> tuple[int, Welcome | Reply | Progress | Failur
             return message.id, Goodbye()
         case "welcome":
             welcome = message.welcome
-            return message.id, Welcome(welcome.protocol, welcome.server, welcome.inline_bytes)
+            passage = Passage(welcome.passage.path, welcome.passage.server) if welcome.passage.path else None
+            return message.id, Welcome(welcome.protocol, welcome.server, welcome.inline_bytes, passage)
     raise WireError("the session message is empty")
