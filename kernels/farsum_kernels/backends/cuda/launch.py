@@ -15,6 +15,7 @@ from farsum_kernels.backends import culling
 from farsum_kernels.backends.cuda.bilinear import bilinear, scalar_product
 from farsum_kernels.backends.cuda.device import Driver
 from farsum_kernels.backends.cuda.filtered import FilteredLaunch, filtered_launch
+from farsum_kernels.backends.cuda.graphs import Call
 from farsum_kernels.backends.cuda.layout import (
     DIRECT,
     FILTER,
@@ -318,6 +319,8 @@ class Launch:
         # All that a job takes it takes here, so that none fails for want of memory once it is under way.
         self._outputs = [driver.empty(prod(shape), dtype) for shape, dtype in self._made]
         self.more: list[Any] = []  # arguments of kernels that take more than others
+        self.before: list[Call] = []  # what is launched before the first slice
+        self._rows = prod(extent.batch) * over_j.m
         self._done = 0
         self._ahead: deque[tuple[int, Any]] = deque()
         self._finished = 0
@@ -347,27 +350,40 @@ class Launch:
         ground = self._ground
         end = max(1, ground.tasks // self.plan.slices)
         args = ground, ground.tables, self.inputs, self._states, 0, end
-        seconds = self._kernel.driver.timed(lambda: self._variant.reduce(*args))
+        driver = self._kernel.driver
+        seconds = driver.timed(lambda: driver.run(self._variant.reduce(*args)))
         return seconds * ground.tasks / end / max(1, self.plan.pairs)
 
     def _queue_slice(self) -> None:
         slices, ground = self.plan.slices, self._ground
         first, end = ground.tasks * self._done // slices, ground.tasks * (self._done + 1) // slices
         self._done += 1
-        self._variant.reduce(ground, ground.tables, self.inputs, self._states, first, end, self.more)
+        args = ground, ground.tables, self.inputs, self._states, first, end, self.more
+        calls = [*self.before, *self._variant.reduce(*args)]
+        if slices == 1:
+            # All of a short job in one series, which may come again.
+            calls += self._combine()
+        self.before = []
+        self._kernel.driver.run(calls)
         self._ahead.append((self._done, self._kernel.driver.mark()))
 
     def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
         """Merge and finish the states of a job that is done; results in new arrays, or in those given."""
         out = list(into) if into else [np.empty(shape, dtype) for shape, dtype in self._made]
-        rows = prod(self.extent.batch) * self._over_j.m
-        if rows:
-            self._variant.combine(self._ground, self._states, self._outputs, rows, self._over_j.m)
+        if self._rows:
+            if self.plan.slices > 1:
+                self._kernel.driver.run(self._combine())
             for buffer, array in zip(self._outputs, out, strict=True):
                 self._kernel.driver.download(buffer, array)
         self._states = self.inputs = self._outputs = []
         self._leases = []
         return tuple(out)
+
+    def _combine(self) -> list[Call]:
+        if not self._rows:
+            return []
+        about = self._ground, self._states, self._outputs, self._rows, self._over_j.m
+        return self._variant.combine(*about)
 
     def worst(self) -> Array:
         """The value of each row that a better one must beat, task by task; for extrema and lists of them."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends.certified import Certified
+from farsum_kernels.backends.cuda.graphs import Call
 from farsum_kernels.backends.cuda.tensor_layout import STEP, TRIPLES
 from farsum_kernels.backends.tables import reduced_over_j
 from farsum_kernels.job import Extent
@@ -30,7 +31,7 @@ def packed_launch(
     extent: Extent,
     digests: Mapping[int, bytes],
 ) -> Launch | None:
-    """The job on tensor cores; what packs its points is queued. None where the certificate does not hold.
+    """The job on tensor cores; what packs its points is launched before its first slice. None where the certificate does not hold.
 
     Waits for the device once, to see how large the points are. Raises DeviceFull.
     """
@@ -41,15 +42,16 @@ def packed_launch(
     over_j = reduced_over_j(kernel.spec, extent)
     sides = (found.rows, over_j.m), (found.columns, over_j.n)
 
-    def queue(name: str, size: int, *args: Any) -> None:
+    def call(name: str, size: int, *args: Any) -> Call:
         blocks = max(1, min(MAX_BLOCKS, ceil(size / THREADS)))
-        variant.module.launch(name, (blocks, 1), (THREADS, 1), 0, args)
+        return Call(variant.module, name, (blocks, 1), (THREADS, 1), 0, args)
 
     centre, marks = driver.empty(found.dim, "float32"), driver.empty(4, "int32")
-    queue("tensor_centre", found.dim, run.inputs[found.columns], centre, marks, np.int32(over_j.n))
+    look = [call("tensor_centre", found.dim, run.inputs[found.columns], centre, marks, np.int32(over_j.n))]
     for side, (slot, size) in enumerate(sides):
         about = np.int32(size), np.int32(side)
-        queue("tensor_largest", 32 * size, run.inputs[slot], centre, marks, *about)
+        look.append(call("tensor_largest", 32 * size, run.inputs[slot], centre, marks, *about))
+    driver.run(look)
     bits = np.zeros(4, np.int32)
     driver.download(marks, bits)
     sizes = bits.view(np.float32).astype(np.float64).tolist()
@@ -62,7 +64,8 @@ def packed_launch(
         for slot, size in sides:
             points = driver.empty(size * found.dim, "float32")
             count = size * found.dim
-            queue("tensor_move", count, run.inputs[slot], centre, points, np.int64(count))
+            about_all = run.inputs[slot], centre, points, np.int64(count)
+            run.before.append(call("tensor_move", count, *about_all))
             run.inputs[slot] = points
     powers = balanced(2.9 * scale if found.factor is not None else None, *sizes[:2])
     if powers is None:
@@ -75,7 +78,7 @@ def packed_launch(
         numbers = driver.empty(size * variant.text.numbers[side], "float32")
         name = f"tensor_{('rows', 'columns')[side]}_packed"
         how = np.int32(size), np.int64(words), np.float64(powers[side])
-        queue(name, words, *run.inputs, packed, numbers, *how)
+        run.before.append(call(name, words, *run.inputs, packed, numbers, *how))
         run.more += [packed, numbers]
     run.more.append(np.float32(powers[2]))
     return run
