@@ -98,13 +98,18 @@ def test_one_point_many_times() -> None:
     agree(gaussian(10, 0.2), arrays, 1e-7)
 
 
+def at_the_limit(dim: int, rows: int, offset: float) -> tuple[Spec, dict[int, np.ndarray]]:
+    """Rows with one column, and nearly the narrowest Gaussian that the certificate allows."""
+    arrays = inputs(dim, rows, 1, offset)
+    largest = sum(float((arrays[n].astype(float) ** 2).sum(1).max()) for n in (0, 1))
+    return gaussian(dim, 0.99 * ALLOWED * 2.0**24 / TENSOR_GROWTH / largest), arrays
+
+
 @emulated
 @pytest.mark.parametrize("dim", [3, 10, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("offset", [-0.5, 0.0])
 def test_the_error_of_a_pair_is_what_the_certificate_counts_on(dim: int, offset: float) -> None:
-    arrays = inputs(dim, 600, 1, offset)
-    largest = sum(float((arrays[n].astype(float) ** 2).sum(1).max()) for n in (0, 1))
-    spec = gaussian(dim, 0.99 * ALLOWED * 2.0**24 / TENSOR_GROWTH / largest)
+    spec, arrays = at_the_limit(dim, 600, offset)
     path, found = run(spec, arrays)
     assert path == TENSOR
     error = found / truth(spec, arrays) - 1
