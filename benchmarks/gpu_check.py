@@ -29,7 +29,7 @@ from benchmarks.gpu_workloads import Row, rows
 from benchmarks.measure import machine, save
 from farsum_kernels.backends import reference
 from farsum_kernels.backends.cuda import nvrtc
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.backends.cuda.layout import FILTER, TENSOR
 from farsum_kernels.backends.cuda.resident import Resident
 from farsum_kernels.job import check_arrays

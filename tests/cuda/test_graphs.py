@@ -9,7 +9,7 @@ import pytest
 
 from farsum_kernels.backends.cuda import graphs
 from farsum_kernels.backends.cuda.graphs import Call, Graphs
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.backends.cuda.layout import FILTER, TENSOR
 from farsum_kernels.backends.cuda.resident import Resident
 from farsum_kernels.job import check_arrays

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from farsum_kernels.backends import reference
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.backends.cuda.layout import DIRECT
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.expr import Expr, I, J, node, substitute, variable

@@ -14,7 +14,7 @@ import pytest
 from farsum_kernels.backends import cache
 from farsum_kernels.backends.cuda import nvrtc
 from farsum_kernels.backends.cuda.fold import fold_text
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.backends.cuda.layout import TENSOR
 from farsum_kernels.errors import CompilerMissing, InternalError
 from farsum_kernels.job import Spec

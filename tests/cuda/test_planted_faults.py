@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.backends.cuda.layout import FILTER, TENSOR
 from farsum_kernels.formula.expr import I, J, node, variable
 from farsum_kernels.job import RANGES, Extent, Spec

@@ -9,7 +9,7 @@ import pytest
 
 from farsum_kernels.backends import reference
 from farsum_kernels.backends.cuda import nvrtc
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.backends.cuda.layout import DIRECT, PRODUCTS
 from farsum_kernels.backends.cuda.resident import Resident
 from farsum_kernels.formula.expr import I, J, constant, node, variable

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from farsum_kernels.backends.certified import ALLOWED, TENSOR_GROWTH
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.backends.cuda.layout import DIRECT, PRODUCTS, TENSOR, Gpu
 from farsum_kernels.backends.cuda.tensor_layout import tensor_pays
 from farsum_kernels.formula.expr import Expr, I, constant, node, variable

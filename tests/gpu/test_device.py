@@ -9,7 +9,7 @@ import pytest
 
 from farsum_kernels.backends.certified import ALLOWED
 from farsum_kernels.backends.cuda.driver import CudaDriver
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.backends.cuda.layout import DIRECT, FILTER, TENSOR
 from farsum_kernels.errors import DeviceMissing
 from farsum_kernels.job import check_arrays

@@ -18,7 +18,8 @@ from farsum_kernels.errors import DeviceFull
 from farsum_kernels.job import RANGES, Extent
 
 if TYPE_CHECKING:
-    from farsum_kernels.backends.cuda.launch import Kernel, Launch
+    from farsum_kernels.backends.cuda.kernel import Kernel
+    from farsum_kernels.backends.cuda.launch import Launch
     from farsum_kernels.backends.cuda.pieces import Pieces
 
 Array = NDArray[Any]

@@ -16,7 +16,8 @@ from farsum_kernels.backends.tables import reduced_over_j
 from farsum_kernels.job import Extent
 
 if TYPE_CHECKING:
-    from farsum_kernels.backends.cuda.launch import Kernel, Launch
+    from farsum_kernels.backends.cuda.kernel import Kernel
+    from farsum_kernels.backends.cuda.launch import Launch
 
 Array = NDArray[Any]
 

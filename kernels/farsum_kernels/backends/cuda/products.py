@@ -27,7 +27,8 @@ from farsum_kernels.job import RANGES, Extent
 
 if TYPE_CHECKING:
     from farsum_kernels.backends.cuda.filtered import FilteredLaunch
-    from farsum_kernels.backends.cuda.launch import Kernel, Launch
+    from farsum_kernels.backends.cuda.kernel import Kernel
+    from farsum_kernels.backends.cuda.launch import Launch
     from farsum_kernels.backends.cuda.pieces import Pieces
     from farsum_kernels.backends.culled import CulledLaunch
 

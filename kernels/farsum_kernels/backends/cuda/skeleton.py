@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from farsum_kernels.backends.cuda.emit import Emitter
 from farsum_kernels.backends.cuda.layout import LONG_BYTES, Layout
+from farsum_kernels.backends.cuda.panels import Panels
 from farsum_kernels.backends.cuda.states import LongWeights, State
 from farsum_kernels.backends.cuda.text import Source
 from farsum_kernels.formula.lower import Program
@@ -25,7 +25,7 @@ from farsum_kernels.job import Part
 from farsum_kernels.scalar.ir import I, J, Loop
 
 
-class Skeleton(Emitter):
+class Skeleton(Panels):
     """The pair loop: the loops over spans, tiles and columns, and one `State` per reduction."""
 
     more_parameters: tuple[str, ...] = ()  # of kernels that take more than others

@@ -22,7 +22,7 @@ from farsum_kernels.job import Extent
 from farsum_kernels.plan import SLICE_S, Plan
 
 if TYPE_CHECKING:
-    from farsum_kernels.backends.cuda.launch import Kernel
+    from farsum_kernels.backends.cuda.kernel import Kernel
 
 Array = NDArray[Any]
 
