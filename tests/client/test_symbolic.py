@@ -341,3 +341,28 @@ def test_a_reduced_object_is_printed_transposed_and_computes_the_same() -> None:
     for swapped in (reduced.T, reduced.t()):
         assert swapped.axis == 0 and swapped.formula == "SqNorm2((Var(0,3,1) - Var(1,3,0)))"
         np.testing.assert_array_equal(swapped(x, y), reduced(x, y))
+
+
+def test_a_call_like_the_last_one_is_looked_at_all_the_same() -> None:
+    """The second call of equal shapes skips the checks, and nothing else: not new numbers, shapes, dtypes or mistakes."""
+    held = x.copy()
+    mixed: Any = (-Vi(held).sqdist(Vj(0, 3))).exp().sum(axis=1)
+    for change in (0.0, 1.0):
+        held += change
+        want = np.exp(-((held[:, None] - y[None]) ** 2).sum(-1)).sum(1, keepdims=True)
+        for _ in range(2):
+            assert_allclose(mixed(y), want, rtol=1e-12)
+    assert_allclose(mixed(y[:4]), np.exp(-((held[:, None] - y[None, :4]) ** 2).sum(-1)).sum(1, keepdims=True))
+    assert_allclose(mixed(y[::-1]), mixed(y), rtol=1e-12)
+    pairs: Any = S_ij.sum(axis=1)
+    for made, dtype in ((1.0 * x, "float64"), (x.astype("float32"), "float32")):
+        for _ in range(2):
+            assert pairs(made, y.astype(dtype)).dtype == dtype
+    out = np.empty((5, 1), np.float32)
+    assert pairs(x.astype("float32"), y.astype("float32"), out=out) is out
+    with pytest.raises(ShapeError, match="out has shape"):
+        pairs(x.astype("float32"), y.astype("float32"), out=out[:3])
+    with pytest.raises(ShapeError, match="argument 1"):
+        pairs(x.astype("float32"), y[:, :2].astype("float32"))
+    with pytest.raises(OperandError, match="argument 0"):
+        pairs([1.0], y)
