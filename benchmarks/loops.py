@@ -6,7 +6,7 @@ peer   over gRPC on loopback, next to pykeops in process, whose loop is written 
 
 Arrays are new in each round, so each call sends them.
 
-    python -m benchmarks.loops [--rounds 7] [--points 10240] [--quick] [--json]
+    python -m benchmarks.loops [--rounds 7] [--points 10240] [--no-peer] [--quick] [--json]
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Loops on a server against loops of calls.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--points", type=int, default=10_240)
+    parser.add_argument(
+        "--no-peer", action="store_true", help="leave pykeops out, which takes most of the time"
+    )
     parser.add_argument("--quick", action="store_true", help="small and few: only that it runs")
     parser.add_argument("--json", action="store_true", help="write benchmarks/results/loops.json")
     options = parser.parse_args()
@@ -56,21 +59,19 @@ def main() -> None:
     os.environ.pop("FARSUM_TARGET", None)
     print(f"loops: {rounds} rounds, M = N = {n:,}, D = 3, float32\n  {machine_line()}")
     others = Others()
-    figures = {
-        family: measured(Workload(f"W12-{family}", title, family, n, n, 3), rounds)
-        for family, title in FAMILIES.items()
-    }
+    figures = {}
+    for family, title in FAMILIES.items():
+        workload = Workload(f"W12-{family}", title, family, n, n, 3)
+        figures[family] = measured(workload, rounds, not options.no_peer)
+        show(title, figures[family])
     disturbed = others.cores()
-    for family, found in figures.items():
-        show(FAMILIES[family], found)
     warn_if_disturbed(disturbed)
     if options.json:
-        print(
-            f"  wrote {save('loops', {'rounds': rounds, 'points': n, 'others_cores': disturbed, **figures})}"
-        )
+        about = {"rounds": rounds, "points": n, "bits_per_s": BITS_PER_S, "round_trip_s": ROUND_TRIP_S}
+        print(f"  wrote {save('loops', {**about, 'others_cores': disturbed, 'loops': figures})}")
 
 
-def measured(w: Workload, rounds: int) -> dict[str, Any]:
+def measured(w: Workload, rounds: int, peer: bool) -> dict[str, Any]:
     """Medians, in seconds, and how far the answers are from each other."""
     p = points(w)
     p.y[:] = p.x if w.family == "conjugate" else p.y
@@ -96,7 +97,7 @@ def measured(w: Workload, rounds: int) -> dict[str, Any]:
         farsum.disconnect()
         answers["embedded"] = rows_of(w, there(w, p))
         answers["call by call"] = rows_of(w, alone(farsum.numpy, w, p))
-        if is_there("pykeops"):
+        if peer and is_there("pykeops"):
             child = Child("pykeops")
             stack.callback(child.close)
             with suppress(Failed):
@@ -108,9 +109,11 @@ def measured(w: Workload, rounds: int) -> dict[str, Any]:
     truth = answers["embedded"]
     apart = {name: float(np.abs(a - truth).max() / np.abs(truth).max()) for name, a in answers.items()}
     return {
+        "title": w.title,
         "seconds": times,
         "apart": apart,
         "link_ratio": (times["link"] - times["upload"]) / times["embedded"],
+        "bar": BAR,
     }
 
 

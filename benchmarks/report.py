@@ -43,6 +43,7 @@ def write(results: Path = RESULTS, docs: Path = DOCS) -> None:
         _shifted(_read(results, "shifted")),
         _products(_read(results, "products")),
         _threads(_read(results, "threads")),
+        _loops(_read(results, "loops")),
     ]
     page.write_text("\n".join(line for part in parts for line in part) + "\n")
     print(f"  wrote {page} and {', '.join(names)}")
@@ -88,6 +89,28 @@ def lines_of(
         for name, sweep in sweeps["sweeps"].items():
             yield f"![{sweep['title']}, against {sweep['axis']}](plots/{_file(name)})"
             yield ""
+
+
+def _loops(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        return
+    yield ""
+    yield "## Loops on a server"
+    yield ""
+    yield f"M = N = {found['points']:,}, D = 3, float32; one call each, whose arrays are new and so are sent. The link is a relay of"
+    yield f"{found['bits_per_s'] / 1e6:g} Mbit/s and {1e3 * found['round_trip_s']:g} ms round trip; one upload is the bytes of the arrays at that speed and one round trip."
+    yield f"`python -m benchmarks.loops --json`, on {_machine(found['machine'])}, {found['rounds']} rounds, {found['taken']};"
+    yield f"other processes used {found['others_cores']:.2f} cores meanwhile."
+    yield ""
+    yield "| | in process | over gRPC on loopback | over the link | less one upload | in units of in process | bar | pykeops, in process |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in found["loops"].values():
+        s = row["seconds"]
+        peer = f"{s['pykeops']:.2f} s" if "pykeops" in s else "–"
+        yield (
+            f"| {row['title']} | {s['embedded']:.2f} s | {s['grpc']:.2f} s | {s['link']:.2f} s | {s['link'] - s['upload']:.2f} s "
+            f"| {row['link_ratio']:.2f} | {row['bar']} | {peer} |"
+        )
 
 
 def _culling(culled: Mapping[str, Any] | None) -> Iterator[str]:

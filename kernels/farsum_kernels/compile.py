@@ -100,6 +100,11 @@ class Compiler:
         self._lock = threading.Lock()
         self._kernels: OrderedDict[bytes, Future[Kernel]] = OrderedDict()
 
+    def __contains__(self, spec: Spec) -> bool:
+        """Is it compiled, or being compiled?"""
+        with self._lock:
+            return spec.digest in self._kernels
+
     def kernel(self, spec: Spec) -> Kernel:
         """The kernel of a reduction, compiled now if it is new.
 

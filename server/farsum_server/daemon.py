@@ -295,9 +295,10 @@ class Daemon:
 
     def _send(self, worker: int, job_id: int, action: wire.Start | wire.Step | None) -> None:
         """Give a worker its next slice; None if it has it already."""
-        device = self._devices[worker]
+        device, job = self._devices[worker], self._jobs[job_id]
         device.job, device.since = job_id, time.monotonic()
-        device.compiling = not isinstance(action, wire.Step)
+        device.compiling = job.untouched or not isinstance(action, wire.Step)
+        job.untouched = False
         if action:
             device.process.send(job_id, action)
 
@@ -310,11 +311,16 @@ class Daemon:
             log.info("worker ready", worker=worker, device=event.device.name, pid=device.process.pid)
             self._handle(queue.WorkerUp(worker))
             return
-        device.job = None
         job = self._jobs[job_id]
+        if isinstance(event, wire.Compiling):
+            job.untouched = True
+            if job.settled:
+                self._release(job)
+            return
+        device.job = None
         match event:
             case wire.Progressed(share, values):
-                if job.on_progress and not job.settled:
+                if job.on_progress and not job.settled and not job.untouched:
                     job.on_progress(share, values)
                 self._handle(queue.Progressed(job_id, share))
             case wire.Finished():
@@ -367,6 +373,8 @@ class Daemon:
         self.metrics.cancelled.labels(stage).inc()
         self._settle(job, error)
         self._handle(queue.Cancel(job.id))
+        if job.untouched:
+            self._release(job)
 
     def _settle(self, job: Job, outcome: wire.Outputs | wire.Outlook | FarsumError) -> None:
         """Answer the client. The job's memory may stay until the worker is done with it."""
@@ -379,10 +387,15 @@ class Daemon:
         job.answer(outcome)
         job.client.tell_if_idle()
 
-    def _forget(self, job: Job) -> None:
-        del self._jobs[job.id]
+    def _release(self, job: Job) -> None:
+        """Give up the memory of a job, which nothing touches. Its worker may still compile it, and is then done with it."""
         self._supply.unpin(job.pins)
         self._supply.free(job.blocks)
+        job.pins, job.blocks = [], []
+
+    def _forget(self, job: Job) -> None:
+        del self._jobs[job.id]
+        self._release(job)
         if self._draining:
             self._changed.set()
 

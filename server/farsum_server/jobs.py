@@ -47,6 +47,7 @@ class Job:
     settled: bool = False
     missing: tuple[bytes, ...] = ()  # of an outlook: the arrays that are not here
     keep: bytes = b""  # the token that is to hold the results
+    untouched: bool = False  # its worker compiles it, or has, and waits: nothing reads or writes its memory
 
 
 class Begun(NamedTuple):

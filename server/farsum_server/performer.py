@@ -6,7 +6,7 @@ Knows no socket, and imports no native code: it is given the worker object that 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -52,36 +52,50 @@ class Performer:
         self._arena = arena
         self._forms = wire.FormCache()
         self._runs: dict[int, _Started] = {}
+        self._compiled: dict[int, wire.Start] = {}  # wait for their first step
 
     def perform(
-        self, job: int, action: wire.Action
+        self, job: int, action: wire.Action, tell: Callable[[int, wire.Event], None]
     ) -> wire.Progressed | wire.Finished | wire.Failure | wire.Said | None:
-        """Never raises for what a job does wrong: that is an event too."""
+        """Never raises for what a job does wrong: that is an event too. `tell` sends one ahead of the answer."""
         try:
             match action:
                 case wire.Small():
                     return self._small(job, action)
                 case wire.Drop():
-                    self._runs.pop(job, None)
+                    self._forget(job)
                     return None
                 case wire.Start(outlook=True):
                     return self._outlook(action)
                 case wire.Start():
+                    spec = self._forms.get(action.form).spec
+                    if not self._worker.compiled(spec):
+                        tell(job, wire.Compiling())
+                        self._worker.compile(spec)
+                        # Whoever asked may have left meanwhile, and the memory may be another's.
+                        self._compiled[job] = action
+                        return wire.Progressed(0.0)
                     self._runs[job] = self._start(action)
+                case wire.Step() if job in self._compiled:
+                    self._runs[job] = self._start(self._compiled.pop(job))
             return self._slice(job)
         except DeviceFault:
             # Nothing works on that device any more for this process: its successor does this job and all others.
             log.exception("the device is lost", request=f"job-{job}")
             raise
         except FarsumError as error:
-            self._runs.pop(job, None)
+            self._forget(job)
             return wire.Failure(error)
         except Exception:
-            self._runs.pop(job, None)
+            self._forget(job)
             log.exception("a job failed in the worker", request=f"job-{job}")
             return wire.Failure(
                 InternalError(f"internal error; the server's log has it under request job-{job}")
             )
+
+    def _forget(self, job: int) -> None:
+        self._runs.pop(job, None)
+        self._compiled.pop(job, None)
 
     def _start(self, start: wire.Start) -> _Started:
         form = self._forms.get(start.form)

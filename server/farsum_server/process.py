@@ -76,7 +76,7 @@ def serve(channel: socket.socket, performer: Performer, device: wire.Device) -> 
         if (message := joiner.add(packet)) is None:
             continue
         job, action = wire.decode_action(message)
-        if event := performer.perform(job, action):
+        if event := performer.perform(job, action, send):
             send(job, event)
 
 

@@ -203,7 +203,7 @@ class Queue:
     def _submit(self, event: Submit) -> list[Action]:
         if event.job in self._jobs:
             raise self._impossible(self._jobs[event.job], event)
-        if len(self._jobs) >= self._limit:
+        if len(self._jobs) - self._doomed >= self._limit:
             return [Reject(event.job, sum(j.left for j in self._jobs.values()))]
         self._count += 1
         job = _Job(event.job, event.tenant, max(event.cost, 0.001), self._count)
@@ -214,6 +214,11 @@ class Queue:
             self._turns.append(event.tenant)
         self._tenants[event.tenant].jobs[job.id] = job
         return []
+
+    @property
+    def _doomed(self) -> int:
+        running = [self._jobs[job] for job in self._workers.values() if job is not None]
+        return sum(job.state is State.DOOMED for job in running)
 
     def _up(self, worker: int) -> list[Action]:
         if worker in self._workers:

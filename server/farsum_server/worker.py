@@ -40,6 +40,15 @@ class Worker:
         """
         return self._compiler.kernel(spec)
 
+    def compiled(self, spec: Spec | Program) -> bool:
+        """Is all that the job needs compiled?"""
+        return all(each in self._compiler for each in _reductions(spec))
+
+    def compile(self, spec: Spec | Program) -> None:
+        """Make all that the job needs, before it is bound. Raises FormulaTooLarge."""
+        for each in _reductions(spec):
+            self.kernel(each)
+
     def outlook(self, spec: Spec | Program, shapes: Mapping[int, tuple[int, ...]]) -> Mapping[str, str]:
         """The plan of a job on arrays of these shapes, in words. Compiles; computes nothing, and no ranges are counted."""
         if isinstance(spec, Program):
@@ -66,6 +75,10 @@ class Worker:
             return ProgramRun(spec, arrays, self.kernel, outputs, digests)
         extent = check_arrays(spec, arrays)
         return Run(self.kernel(spec), arrays, extent, outputs, digests)
+
+
+def _reductions(spec: Spec | Program) -> list[Spec]:
+    return [step.spec for step in spec.steps] if isinstance(spec, Program) else [spec]
 
 
 class Run:

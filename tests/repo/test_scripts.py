@@ -65,6 +65,13 @@ def test_wire(root: Path) -> None:
 
 
 @pytest.mark.slow
+def test_loops_and_copies(root: Path) -> None:
+    said = run(root, "-m", "benchmarks.loops", "--quick", "--no-peer")
+    assert said.count("less one upload") == 2 and said.count("the bar is 1.3") == 2
+    assert "window" in run(root, "-m", "benchmarks.copies", "--quick")
+
+
+@pytest.mark.slow
 def test_autograd(root: Path) -> None:
     said = run(root, "-m", "benchmarks.torch_autograd", "--quick")
     assert "two reductions" in said and "farsum forward and backward" in said

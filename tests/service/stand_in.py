@@ -38,6 +38,9 @@ class Worker:
     def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
         pass
 
+    def compiled(self, spec: Spec) -> bool:
+        return True
+
     def start(
         self,
         spec: Spec,
@@ -64,6 +67,35 @@ class SlowCompiler(Worker):
     def begin(self, rows: Any, outputs: Sequence[Any] | None) -> Run:
         if len(rows) == 13:
             time.sleep(600)
+        return super().begin(rows, outputs)
+
+
+class LateCompiler(SlowCompiler):
+    """Compiles, and does so again when a job is bound."""
+
+    def compiled(self, spec: Spec) -> bool:
+        return False
+
+    def compile(self, spec: Spec) -> None:
+        pass
+
+
+class LongCompiler(Worker):
+    """Compiles each reduction for a while, once; a job with 5000 rows must not be bound afterwards."""
+
+    def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
+        self._compiled: set[bytes] = set()
+
+    def compiled(self, spec: Spec) -> bool:
+        return spec.digest in self._compiled
+
+    def compile(self, spec: Spec) -> None:
+        time.sleep(0.4)
+        self._compiled.add(spec.digest)
+
+    def begin(self, rows: Any, outputs: Sequence[Any] | None) -> Run:
+        if len(rows) == 5000:
+            os._exit(4)
         return super().begin(rows, outputs)
 
 

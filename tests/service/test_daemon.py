@@ -86,6 +86,11 @@ def say(daemon: Daemon, client: Client, asked: wire.Request) -> tuple[object, as
     return begun, answer
 
 
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
 def test_two_slices_and_progress() -> None:
     async def scenario(daemon: Daemon) -> None:
         shares: list[float] = []
@@ -107,6 +112,48 @@ def test_compiler_that_does_not_end_costs_its_own_job_only() -> None:
         assert daemon.devices[0].restarts == 1
 
     with_daemon("SlowCompiler", scenario)
+
+
+def test_a_job_that_is_cancelled_while_it_compiles_frees_its_memory_at_once() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        client = Client()
+        used = daemon._store.used
+        left = ask(daemon, client, large_request())
+        taken = daemon._store.used
+        assert taken > used + 5000 * 10 * 4
+        await until(lambda: daemon._jobs[1].untouched)
+        daemon.leave(client)
+        assert isinstance(await left, Cancelled)
+        (held,) = daemon._store._held.values()  # its array, which is a cache again
+        assert not held.pins and daemon._store.used <= taken - 5000 * 10 * 4
+        assert len(daemon._jobs) == 1, "the worker compiles still"
+        others = [ask(daemon, Client(), request(5)) for _ in range(3)]  # as many as the queue takes
+        for other in others:
+            assert isinstance(await other, wire.Outputs)
+        assert not daemon._jobs and daemon.devices[0].restarts == 0, "the job ran on"
+
+    with_daemon("LongCompiler", scenario, replace(LIMITS, compile_deadline_s=30.0, queue_limit=3))
+
+
+def test_the_client_leaves_before_the_worker_says_that_it_compiles() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        left = ask(daemon, Client(), large_request())
+        daemon.cancel(1)
+        assert isinstance(await left, Cancelled)
+        await until(lambda: daemon._store.used < 61_000)
+        assert len(daemon._jobs) == 1 and daemon._jobs[1].untouched
+        await until(lambda: not daemon._jobs)
+        assert daemon.devices[0].restarts == 0 and daemon._store.used < 61_000
+
+    with_daemon("LongCompiler", scenario, replace(LIMITS, compile_deadline_s=30.0))
+
+
+def test_a_first_step_that_does_not_end_is_an_overrun_too() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        assert isinstance(await ask(daemon, Client(), request(13)), FormulaTooExpensive)
+        assert isinstance(await ask(daemon, Client(), request(5)), wire.Outputs)
+
+    with_daemon("LateCompiler", scenario)
 
 
 def test_bug_of_the_worker_is_an_internal_error_without_its_story() -> None:

@@ -14,6 +14,7 @@ from functools import partial
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from blake3 import blake3
 
@@ -114,6 +115,56 @@ def test_client_killed_while_it_waits(server: Server) -> None:
     client.kill()
     client.wait()
     until(lambda: server.metric("farsum_inflight_requests") == 0, "the job of a dead client still runs")
+
+
+COMPILING = """
+import random, sys
+from farsum.remote import RemoteEngine
+from farsum_kernels.formula.expr import I, J, constant, node, variable
+from farsum_kernels.job import Spec
+from tests.service.server import points
+x, y, b = variable(0, 3, I), variable(1, 3, J), variable(2, 1, J)
+d = node("SqDist", x, y)
+terms = [node("Exp", node("Minus", node("Mult", constant(random.random()), node("Sin", node("Mult", constant(random.random()), d))))) for _ in range(480)]
+while len(terms) > 1:
+    terms = [node("Add", *pair) for pair in zip(terms[::2], terms[1::2])] + terms[len(terms) & ~1:]
+spec = Spec(node("Mult", terms[0], b), "Sum", 1, "float32", None, 0)
+print("now", flush=True)
+RemoteEngine(sys.argv[1]).prepare(spec).run(points(4_000_000, 100_000))
+"""
+
+
+def test_client_killed_while_its_formula_compiles() -> None:
+    """All of the store is there for others within a second, though the worker compiles on; and then it is free too."""
+    with running() as server, engine_on(server) as engine:
+        small = engine.prepare(gaussian_sum())
+        small.run(points(5, 5))
+        client = subprocess.Popen(
+            [sys.executable, "-c", COMPILING, server.target], stdout=subprocess.PIPE, text=True
+        )
+        assert client.stdout and client.stdout.readline() == "now\n"
+        client.stdout.close()
+        until(lambda: server.metric("farsum_inflight_requests") == 1, "the job never came")
+        worker = psutil.Process(server.worker_pid())
+        time.sleep(0.2)
+        client.kill()
+        killed = time.monotonic()
+        client.wait()
+        ref = ArrayRef(bytes(32), "float32", ((256 * (1 << 20) - 8192) // 4,))
+        while True:  # an upload of all that there is, of which the header alone is sent
+            try:
+                engine.session.upload(wire.Upload(ref, ref.nbytes + 192), iter([]))
+            except TruncatedStream:
+                break
+            except StoreFull:
+                assert time.monotonic() < killed + 1.0, "the memory of a dead client is still held"
+                time.sleep(0.02)
+        assert server.metric("farsum_inflight_requests") == 1, "it was compiled already: make it longer"
+        assert small.run(points(5, 5)).values[0].shape == (5, 1)
+        until(lambda: server.metric("farsum_inflight_requests") == 0, "the job of a dead client still runs")
+        before = sum(worker.cpu_times()[:2])
+        time.sleep(0.3)
+        assert sum(worker.cpu_times()[:2]) - before < 0.1, "the worker computes for nobody"
 
 
 def test_ctrl_c_cancels_on_the_server(server: Server) -> None:

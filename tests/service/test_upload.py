@@ -277,7 +277,8 @@ def test_a_killed_client_leaves_no_reservation(stage: str) -> None:
                 except StoreFull:
                     assert time.monotonic() < killed + 1.0, "the memory of a dead client is still held"
                     time.sleep(0.02)
-        assert server.metric("farsum_inflight_requests") == 0
+        # A job that was being compiled gave its memory up before its place on the worker.
+        until(lambda: server.metric("farsum_inflight_requests") == 0, "its job still runs", 2)
 
 
 @pytest.mark.parametrize("way", ["upload", "result"])

@@ -158,7 +158,7 @@ def test_actions_round_trip(action: Any) -> None:
 
 @pytest.mark.parametrize(
     "event",
-    [wire.Ready(wire.Device("a", "cpu", 2)), wire.Progressed(0.25), wire.Progressed(0.5, (b"v",)), wire.Finished((b"", b"x"), b"p"),
+    [wire.Compiling(), wire.Ready(wire.Device("a", "cpu", 2)), wire.Progressed(0.25), wire.Progressed(0.5, (b"v",)), wire.Finished((b"", b"x"), b"p"),
      wire.Finished((), b""), wire.Finished((), b"", (bytes(32),)), wire.Said(b"message")],
 )  # fmt: skip
 def test_events_round_trip(event: Any) -> None:

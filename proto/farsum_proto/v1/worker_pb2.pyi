@@ -63,20 +63,22 @@ class Small(_message.Message):
     def __init__(self, ask: _Optional[bytes] = ..., offsets: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("job", "ready", "progressed", "finished", "failed", "said")
+    __slots__ = ("job", "ready", "progressed", "finished", "failed", "compiling", "said")
     JOB_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     PROGRESSED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    COMPILING_FIELD_NUMBER: _ClassVar[int]
     SAID_FIELD_NUMBER: _ClassVar[int]
     job: int
     ready: Ready
     progressed: Progressed
     finished: Finished
     failed: _farsum_pb2.Error
+    compiling: Compiling
     said: bytes
-    def __init__(self, job: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., progressed: _Optional[_Union[Progressed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[_farsum_pb2.Error, _Mapping]] = ..., said: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, job: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., progressed: _Optional[_Union[Progressed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[_farsum_pb2.Error, _Mapping]] = ..., compiling: _Optional[_Union[Compiling, _Mapping]] = ..., said: _Optional[bytes] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("name", "kind", "threads")
@@ -87,6 +89,10 @@ class Ready(_message.Message):
     kind: str
     threads: int
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., threads: _Optional[int] = ...) -> None: ...
+
+class Compiling(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Progressed(_message.Message):
     __slots__ = ("share", "values")

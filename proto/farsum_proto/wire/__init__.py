@@ -6,6 +6,7 @@ and raises nothing but a FarsumError. Encoders trust their caller, who is us.
 
 from farsum_proto.wire.actions import (
     Action,
+    Compiling,
     Drop,
     Event,
     Finished,
@@ -158,6 +159,7 @@ __all__ = [
     "Step",
     "Drop",
     "Ready",
+    "Compiling",
     "Progressed",
     "Finished",
     "encode_action",

@@ -47,6 +47,11 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Compiling:
+    """The job is new to its worker, which touches none of its memory before its next step."""
+
+
+@dataclass(frozen=True, slots=True)
 class Progressed:
     share: float
     values: tuple[bytes, ...] = ()
@@ -63,7 +68,7 @@ class Finished:
 
 
 Action = Start | Step | Drop | Small
-Event = Ready | Progressed | Finished | Failure | Said
+Event = Ready | Compiling | Progressed | Finished | Failure | Said
 
 
 def encode_action(job: int, action: Action) -> bytes:
@@ -122,6 +127,8 @@ def encode_event(job: int, event: Event) -> bytes:
         case Ready(device):
             ready = message.ready
             ready.name, ready.kind, ready.threads = device.name, device.kind, device.threads
+        case Compiling():
+            message.compiling.SetInParent()
         case Progressed(share, values):
             message.progressed.share = share
             message.progressed.values.extend(values)
@@ -144,6 +151,8 @@ def decode_event(data: bytes) -> tuple[int, Event]:
     match message.WhichOneof("body"):
         case "progressed":
             return message.job, Progressed(message.progressed.share, tuple(message.progressed.values))
+        case "compiling":
+            return message.job, Compiling()
         case "finished":
             done = message.finished
             stopped = read_stopped(done.stopped) if done.HasField("stopped") else None
