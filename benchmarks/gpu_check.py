@@ -1,8 +1,10 @@
-"""Proves and measures the CUDA engine on the card of this machine: `make gpu-check`.
+"""Proves and measures the CUDA engine on the card of this machine, within eight minutes: `make gpu-check`.
 
-First the tests marked `gpu`, then compute-sanitizer on a few of them, then the workloads, ours beside the libraries
-that are installed. Times are of data that lies on the device. `--dry` does all that needs no card: every kernel is
-compiled by NVRTC, and the harness runs small sizes on the emulator and writes nothing.
+What a short time on a card is best spent on comes first: the tests marked `gpu`, then our own figures, then pykeops
+beside them, then small calls, compute-sanitizer, PyTorch and FAISS. A step that fails, or that there is no time for,
+says so in the report and costs no other step; the report is written after each of them. Times are of whole calls whose
+arrays lie on the card, results on the host. `--dry` does all that needs no card: every kernel is compiled by NVRTC, and the
+harness runs small sizes on the emulator and writes nothing.
 """
 
 from __future__ import annotations
@@ -14,66 +16,116 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_peers import differs, peers
+from benchmarks.gpu_peers import differs, peer_of
+from benchmarks.gpu_workloads import Row, rows
 from benchmarks.measure import machine, save
 from farsum_kernels.backends import reference
 from farsum_kernels.backends.cuda import nvrtc
-from farsum_kernels.backends.cuda.device import Driver
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
+from farsum_kernels.backends.cuda.layout import FILTER, TENSOR
+from farsum_kernels.backends.cuda.resident import Resident
 from farsum_kernels.job import check_arrays
-from tests.cuda.cases import WORKLOADS, Case
 
-ROUNDS = 7
+BUDGET_S = 450.0  # of all of it
+TESTS_S, SANITIZER_S, COMPILING_S = 150.0, 60.0, 60.0  # at most
+ROUNDS, ROUNDS_S = 7, 2.5  # of a measurement, and what it may take
 AWAY = 0.02  # how far a peer's answer may be from ours
+WRONG = 1e-4  # relative to the largest value
 FEW_ROWS = 64  # of which the answer is compared with the dense definition
-# (M, N) on a card, as DESIGN's table has them: 1e6 for few dimensions, 1e5 for many.
-SIZES = {name: (10**5, 10**5) if name.endswith(("-100", "-1000")) else (10**6, 10**6) for name in WORKLOADS}
-SIZES |= {"W4-1000": (20_000, 20_000), "W2": (300_000, 300_000)}
-EXTRA = {"W12": ("W1", 100, 10**7), "W10": ("W1", 1000, 1000)}  # few rows; a batch of 1,000
-# Pairs per clock of one processor at which the first unit is full, in float32, by the instructions of a pair.
-CEILINGS = {
-    "W1": 14.2,
-    "W3": 8.0,
-    "W4-10": 5.6,
-    "W4-100": 0.63,
-    "W5-3": 16.4,
-    "W7": 12.8,
-    "W8": 10.7,
-    "W2": 4.57,
-}
+AT_ONCE = 6  # compilations of pykeops
+SMALL_CALLS = 200
+NEVER = 1 << 30
 
 
-def seconds_of(driver: Driver, kernel: Kernel, case: Case, rounds: int) -> tuple[float, list[np.ndarray]]:
-    """The median time of a job whose arrays are on the device, and its answer."""
-    arrays = case.arrays()
-    times, values = [], []
-    for _ in range(rounds):
-        launch = kernel.launch(arrays, check_arrays(case.spec, arrays))
-        driver.wait(driver.mark())
-        begun = time.perf_counter()
+class Report:
+    """The figures so far. Each step is caught, bounded and written down.
+
+    name   of the file; None writes nothing, and then a step that fails ends the run
+    """
+
+    def __init__(self, name: str | None, budget_s: float) -> None:
+        self.figures: dict[str, Any] = {"workloads": {}, "failed": {}}
+        self._name, self._end = name, time.monotonic() + budget_s
+
+    @property
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+    def step(self, what: str, call: Callable[[], Any]) -> Any:
+        """What the step gives; None where it failed or there was no time for it."""
+        begun = time.monotonic()
+        found, failed = None, ""
+        try:
+            if self.left < 0:
+                raise TimeoutError("no time was left")
+            found = call()
+        except Exception as error:
+            if self._name is None:
+                raise
+            failed = f"{type(error).__name__}: {error}"
+            if not isinstance(error, TimeoutError):
+                traceback.print_exc()
+        if failed:
+            self.figures["failed"][what] = failed[:2000]
+        took = time.monotonic() - begun
+        print(
+            f"[{self.left:4.0f} s left] {what} took {took:.1f} s: {failed or json.dumps(found)}", flush=True
+        )
+        self.write()
+        return found
+
+    def write(self) -> None:
+        if self._name:
+            save(self._name, self.figures)
+
+
+# ── our own figures ───────────────────────────────────────────────────────────────────────────────
+
+
+def call_of(driver: Any, row: Row, resident: Resident) -> Callable[[], tuple[str, tuple[np.ndarray, ...]]]:
+    """A call of a workload whose arrays lie on the card; gives the path that was taken, and the answer."""
+    kernel = Kernel(row.spec, driver, row.path, resident=resident)
+    extent = check_arrays(row.spec, row.arrays)
+    digests = {n: f"{row.name} {n}".encode() for n in row.arrays}
+
+    def call() -> tuple[str, tuple[np.ndarray, ...]]:
+        launch = kernel.launch(row.arrays, extent, digests)
         while launch.step() < 1:
             pass
+        return launch.words["path"], launch.results()
+
+    return call
+
+
+def seconds_of(call: Callable[[], Any], rounds: int = ROUNDS) -> float:
+    """The median of as many calls as there is time for; one was made before."""
+    times: list[float] = []
+    end = time.monotonic() + ROUNDS_S
+    while len(times) < rounds and (not times or time.monotonic() < end):
+        begun = time.perf_counter()
+        call()
         times.append(time.perf_counter() - begun)
-        values = list(launch.results())
-    return statistics.median(times), values
+    return statistics.median(times)
 
 
-def error_of(case: Case, values: list[np.ndarray]) -> float:
+def error_of(row: Row, values: tuple[np.ndarray, ...]) -> float:
     """The largest error of a few rows, relative to the largest value; for indices, the share that differs."""
-    arrays, worst = case.arrays(), 0.0
-    if case.batch:
-        return float("nan")
-    rows = np.linspace(0, case.m - 1, min(FEW_ROWS, case.m)).astype(int)
-    category = {v.params[0]: v.params[2] for v in case.spec.inputs.values()}
-    few = {n: np.ascontiguousarray(a[rows]) if category[n] == 0 else a for n, a in arrays.items()}
-    for got, want in zip(values, reference.run(case.spec, few), strict=True):
-        mine = got[rows]
+    worst = 0.0
+    member = (0,) * len(row.batch)
+    arrays = {n: a[member] if row.batch else a for n, a in row.arrays.items()}
+    picked = np.linspace(0, row.m - 1, min(FEW_ROWS, row.m)).astype(int)
+    category = {v.params[0]: v.params[2] for v in row.spec.inputs.values()}
+    few = {n: np.ascontiguousarray(a[picked]) if category[n] == 0 else a for n, a in arrays.items()}
+    for got, want in zip(values, reference.run(row.spec, few), strict=True):
+        mine = (got[member] if row.batch else got)[picked]
         if got.dtype == np.int64:
             worst = max(worst, float((mine != want).mean()))
         else:
@@ -81,103 +133,202 @@ def error_of(case: Case, values: list[np.ndarray]) -> float:
     return worst
 
 
-def _median(run: Callable[[], Any], rounds: int) -> float:
-    run()
-    times = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times)
+def ours(driver: Any, row: Row, dry: bool) -> tuple[dict[str, Any], tuple[np.ndarray, ...]]:
+    """Seconds, pairs per second, the error, the share of the ceiling; and the answer."""
+    call = call_of(driver, row, Resident(driver, driver.total_bytes // 2))
+    path, values = call()
+    seconds = seconds_of(call, 1 if dry else ROUNDS)
+    figures: dict[str, Any] = {"m": row.m, "n": row.n, "path": path, "seconds": seconds}
+    figures["pairs_per_s"] = row.pairs / seconds
+    if row.ceiling:
+        ceiling = row.ceiling * driver.gpu.rate / 128
+        figures |= {"ceiling_pairs_per_s": ceiling, "share_of_ceiling": row.pairs / seconds / ceiling}
+    figures["error"] = error_of(row, values)
+    figures["right"] = figures["error"] < WRONG and row.path in (None, path)
+    return figures, values
 
 
-def cases(dry: bool) -> dict[str, Case]:
-    """The workloads at their sizes, or at small ones."""
-    if dry:
-        return {name: Case(name, spec, 70, 150) for name, spec in WORKLOADS.items() if name != "W4-1000"}
-    made = {name: Case(name, spec, *SIZES[name]) for name, spec in WORKLOADS.items()}
-    for name, (like, m, n) in EXTRA.items():
-        made[name] = Case(name, WORKLOADS[like], m, n, (1000,) if name == "W10" else ())
-    return made
+def beside(library: str, row: Row, seconds: float, values: tuple[np.ndarray, ...], dry: bool) -> Any:
+    """A peer: its seconds, the ratio to ours, how far its answer is away; None where it has no such workload."""
+    run = peer_of(library, row, "cpu" if dry else "cuda")
+    if run is None:
+        return None
+    away = differs(run(), values[0])
+    # Pairs of nearly equal distance may change places; a dense matrix of distances is less exact than ours.
+    assert not dry or away < AWAY, f"{row.name}: {library} is away by {away}"
+    theirs = seconds_of(run, 1 if dry else ROUNDS)
+    found = {"seconds": theirs, "ratio": theirs / seconds, "differs": away}
+    if library == "pykeops" and row.bar:
+        found |= {"bar": row.bar, "met": theirs / seconds >= row.bar}
+    return found
 
 
-def measure(driver: Driver, dry: bool, only: list[str]) -> dict[str, Any]:
-    """Each workload: seconds, pairs per second, error, the ratio to each peer, the share of the ceiling."""
-    rows: dict[str, Any] = {}
-    for name, case in cases(dry).items():
-        if only and name not in only:
-            continue
-        kernel = Kernel(case.spec, driver)
-        seconds, values = seconds_of(driver, kernel, case, 1 if dry else ROUNDS)
-        pairs = case.m * case.n * int(np.prod(case.batch or (1,)))
-        row: dict[str, Any] = {"m": case.m, "n": case.n, "seconds": seconds, "pairs_per_s": pairs / seconds}
-        row["error"] = error_of(case, values)
-        for peer, run in peers(name, case, "cpu" if dry else "cuda").items():
-            row.setdefault("differs", {})[peer] = away = differs(run(), values[0])
-            # Pairs of nearly equal distance may change places; a dense matrix of distances is less exact than ours.
-            assert not dry or away < AWAY, f"{name}: {peer} is away by {away}"
-            if not dry:
-                row.setdefault("ratios", {})[peer] = _median(run, ROUNDS) / seconds
-        if not dry and name in CEILINGS:
-            row["share_of_ceiling"] = pairs / seconds / (CEILINGS[name] * driver.gpu.rate / 128)
-        rows[name] = row
-        print(f"{name}: {json.dumps(row)}", flush=True)
-        assert row["error"] < 1e-4 or case.batch, f"{name} is wrong by {row['error']}"
-    return rows
+def small_calls(driver: Any, dry: bool) -> dict[str, Any]:
+    """Microseconds of a call on a thousand points, with its launches recorded and without."""
+    found = {}
+    shapes = {
+        "sum": ("W1", None, 2),
+        "certified sum": ("W4-10 certified", TENSOR, 4),
+        "filter": ("W5-100", FILTER, 4),
+    }
+    by_name = {row.name: row for row in rows(True)}
+    for what, (name, path, least) in shapes.items():
+        size = {} if dry else {"m": 1000, "n": 1000}
+        row = Row(**{**{k: v for k, v in vars(by_name[name]).items() if k != "arrays"}, "path": path, **size})
+        call = call_of(driver, row, Resident(driver, 1 << 28))
+        for way, fewest in (("recorded", least), ("not recorded", NEVER)):
+            before, driver.graphs.least = driver.graphs.least, fewest
+            played = driver.graphs.played
+            times = []
+            for _ in range(10 if dry else SMALL_CALLS):
+                begun = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - begun)
+            driver.graphs.least = before
+            found[f"{what}, {way}"] = {
+                "us": 1e6 * statistics.median(times), "played": driver.graphs.played - played,
+            }  # fmt: skip
+    return found
+
+
+# ── processes ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def compiled(archs: tuple[int, ...] = (80, 90, 100)) -> None:
     """Every layout of every workload, for real GPUs."""
-    from tests.cuda.test_nvrtc import registers
+    from tests.cuda.test_nvrtc import NAMES, registers
 
-    for name in WORKLOADS:
+    for name in NAMES:
         print(f"{name}: registers {[registers(name, arch) for arch in archs]}", flush=True)
 
 
-def tests(arguments: list[str], prefix: list[str]) -> int:
+def tests(arguments: list[str], prefix: list[str], limit_s: float) -> str:
     command = [*prefix, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, check=False).returncode
+    done = subprocess.run(command, check=False, timeout=max(1.0, limit_s), capture_output=True, text=True)
+    print(done.stdout[-4000:], flush=True)
+    if done.returncode:
+        raise AssertionError(f"exit {done.returncode}: {done.stdout[-1500:]}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def prepared(chosen: list[Row]) -> Iterator[None]:
+    """Lets pykeops compile, some formulas at a time, as often as it is asked to go on; ends when all are done."""
+    unique = {row.formula: row.name for row in chosen if row.formula}
+    waiting = iter(unique.values())
+    running: list[subprocess.Popen[bytes]] = []
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        while True:
+            running = [process for process in running if process.poll() is None]
+            for name in islice(waiting, AT_ONCE - len(running)):
+                command = [sys.executable, "-m", "benchmarks.gpu_peers", name]
+                running.append(subprocess.Popen(command, **quiet))  # type: ignore[call-overload]
+            if not running:
+                return
+            yield
+    finally:
+        for process in running:
+            process.kill()
 
 
 def clocks() -> str:
     asked = "name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw"
     command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout.strip()
+
+
+# ── the whole ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def proof(report: Report, chosen: list[Row]) -> None:
+    """The tests, while pykeops compiles."""
+    compiling = prepared(chosen)
+    next(compiling, None)
+    found = report.step("tests", lambda: tests(["-m", "gpu", "tests/gpu"], [], min(TESTS_S, report.left)))
+    report.figures["tests"] = found or "failed"
+    end = time.monotonic() + COMPILING_S
+    for _ in compiling:
+        if time.monotonic() > end:
+            break
+        time.sleep(0.5)
+    compiling.close()  # type: ignore[attr-defined]
+
+
+def measured(report: Report, driver: Any, chosen: list[Row], dry: bool) -> None:
+    """Our own figures, then those of the peers beside them."""
+    answers: dict[str, tuple[np.ndarray, ...]] = {}
+    for row in chosen:
+
+        def own(row: Row = row) -> Any:
+            figures, answers[row.name] = ours(driver, row, dry)
+            report.figures["workloads"][row.name] = figures
+            assert not dry or figures["right"], f"{row.name} is wrong: {figures}"
+            return figures
+
+        report.step(row.name, own)
+    for library in ("pykeops", "torch", "faiss"):
+        if library == "torch":
+            report.figures["small calls"] = report.step("small calls", lambda: small_calls(driver, dry))
+            if not dry:
+                sanitized(report)
+        for row in chosen:
+            known = report.figures["workloads"].get(row.name)
+            if known is None:
+                continue
+
+            def other(row: Row = row, known: Any = known, library: str = library) -> Any:
+                found = beside(library, row, known["seconds"], answers[row.name], dry)
+                if found:
+                    known[library] = found
+                return found
+
+            report.step(f"{library} on {row.name}", other)
+
+
+def sanitized(report: Report) -> None:
+    if sanitizer := shutil.which("compute-sanitizer"):
+        sample = ["-m", "gpu", "tests/gpu", "-k", "W1 or W6-3 or splits or (tensor and 10)"]
+        prefix = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9"]
+        found = report.step("memcheck", lambda: tests(sample, prefix, min(SANITIZER_S, report.left)))
+        report.figures["memcheck"] = found or "failed"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry", action="store_true", help="what needs no card")
-    parser.add_argument("--only", nargs="*", default=[], help="workloads by name")
+    parser.add_argument("--only", nargs="*", default=[], help="workloads by name, in every way")
     parser.add_argument("--commit", default="", help="of the code that is measured, where git is not at hand")
+    parser.add_argument("--seconds", type=float, default=BUDGET_S, help="of all of it")
     wanted = parser.parse_args()
+    chosen = [
+        row
+        for row in rows(wanted.dry)
+        if not wanted.only or {row.name, row.name.partition(" ")[0]} & set(wanted.only)
+    ]
     if wanted.dry:
         from tests.cuda.driver import EmulatedDriver
 
         compiled((90,))
-        measure(EmulatedDriver(), True, wanted.only)
+        measured(Report(None, float("inf")), EmulatedDriver(), chosen, True)
         print("dry run: everything that needs no card works; nothing was measured")
         return 0
     from farsum_kernels.backends.cuda.driver import CudaDriver
 
     driver = CudaDriver()
+    card = driver.name.lower().replace(" ", "-")
+    report = Report(f"{card}-{datetime.now(UTC):%Y-%m-%d}", wanted.seconds)
     commit, about = wanted.commit or _commit(), machine()
     # From the source roots nothing is installed: the commit says which version it is.
     about["packages"]["farsum"] = about["packages"]["farsum"] or commit
-    figures: dict[str, Any] = {
-        "card": driver.name, "commit": commit, "machine": about, "nvrtc": nvrtc.version(), "before": clocks(),
-    }  # fmt: skip
-    figures["tests"] = "passed" if (failed := tests(["-m", "gpu", "tests/gpu"], [])) == 0 else "failed"
-    if sanitizer := shutil.which("compute-sanitizer"):
-        sample = ["-m", "gpu", "tests/gpu", "-k", "W1 or W6-3 or splits"]
-        status = tests(sample, [sanitizer, "--tool", "memcheck", "--error-exitcode", "9"])
-        figures["memcheck"] = "clean" if status == 0 else f"exit {status}"
-        failed = failed or status
-    figures["workloads"] = measure(driver, False, wanted.only)
-    figures["after"] = clocks()
-    card = driver.name.lower().replace(" ", "-")
-    print(f"written: {save(f'{card}-{datetime.now(UTC):%Y-%m-%d}', figures).name}")
-    return failed
+    report.figures |= {"card": driver.name, "commit": commit, "machine": about, "nvrtc": nvrtc.version()}
+    report.figures["before"] = report.step("clocks", clocks)
+    proof(report, chosen)
+    measured(report, driver, chosen, False)
+    report.figures["after"] = report.step("clocks after", clocks)
+    report.write()
+    wrong = [name for name, figures in report.figures["workloads"].items() if not figures["right"]]
+    print(f"failed: {list(report.figures['failed'])}; wrong: {wrong}")
+    return int(bool(wrong) or report.figures["tests"] == "failed")
 
 
 def _commit() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from farsum_kernels.backends.cuda.graphs import Call, Graphs
 from farsum_kernels.backends.cuda.layout import Gpu
 from farsum_kernels.errors import DeviceFull
 from tests.cuda import emulate
@@ -28,6 +30,26 @@ class EmulatedModule:
         driver.queue(
             lambda: emulate.launch(self._module, name, grid, block, shared, args, order=driver.order)
         )
+
+
+class _Memory:
+    """Memory of the device; arrays of it keep it from being given out again."""
+
+    def __init__(self, memory: NDArray[np.uint8]) -> None:
+        self._memory = memory
+        self.__array_interface__ = memory.__array_interface__
+
+
+def _recorded(calls: Sequence[Call]) -> list[Call]:
+    """The calls with addresses for buffers: like a graph it keeps no memory from being given out again."""
+
+    def bare(arg: Any) -> Any:
+        if not isinstance(arg, np.ndarray):
+            return arg
+        memory: Any = (ctypes.c_char * arg.nbytes).from_address(arg.ctypes.data)
+        return np.frombuffer(memory, arg.dtype)
+
+    return [call._replace(args=[bare(arg) for arg in call.args]) for call in calls]
 
 
 class EmulatedDriver:
@@ -57,6 +79,13 @@ class EmulatedDriver:
         self.held = self.peak = self.uploaded = 0
         self.launches: list[str] = []
         self.seconds: Callable[[list[str]], float] = len
+        self.graphs = Graphs(
+            lambda call: call.module.launch(*call[1:]),
+            _recorded,
+            self._play,
+            lambda buffer: buffer.ctypes.data,
+        )
+        self._free_memory: dict[int, list[NDArray[np.uint8]]] = {}
         self._queue: list[Callable[[], None]] = []
         self._begun = 0  # tasks of the queue that are done, since the beginning
         self._copies: list[
@@ -67,6 +96,13 @@ class EmulatedDriver:
 
     def load(self, source: str) -> EmulatedModule:
         return EmulatedModule(emulate.compile(source), self)
+
+    def run(self, calls: Sequence[Call]) -> None:
+        self.graphs.run(calls)
+
+    def _play(self, series: Sequence[Call]) -> None:
+        for call in series:
+            call.module.launch(*call[1:])
 
     def queue(self, task: Callable[[], None]) -> None:
         self._queue.append(task)
@@ -90,15 +126,19 @@ class EmulatedDriver:
         size = max(1, count) * np.dtype(dtype).itemsize
         if self.held + size > self.budget:
             raise DeviceFull(f"{size} bytes, {self.budget - self.held} of {self.budget} are free")
-        made = np.empty(max(1, count), dtype)
-        made.view(np.uint8)[:] = 0xFF  # NaN, or indices that no array has
+        # What was given back is given out again, so that equal jobs find the same places, as they do on a device.
+        free = self._free_memory.setdefault(size, [])
+        memory = free.pop() if free else np.empty(size, np.uint8)
+        memory[:] = 0xFF  # NaN, or indices that no array has
         self.held += size
         self.peak = max(self.peak, self.held)
-        weakref.finalize(made, self._free, size)
-        return made
+        held = _Memory(memory)
+        weakref.finalize(held, self._give_back, memory)
+        return np.asarray(held).view(dtype)
 
-    def _free(self, size: int) -> None:
-        self.held -= size
+    def _give_back(self, memory: NDArray[np.uint8]) -> None:
+        self.held -= memory.nbytes
+        self._free_memory[memory.nbytes].append(memory)
 
     def timed(self, queue: Callable[[], None]) -> float:
         before = len(self.launches)

@@ -202,8 +202,8 @@ typedef double Row __attribute__((vector_size(64)));
 typedef unsigned long long RowBits __attribute__((vector_size(64)));
 typedef int RowWhole __attribute__((vector_size(32)));
 
-// c plus 16 exact products as a tensor core adds: all are cut off, towards zero, one bit below the last of a float32
-// as large as the largest of them, and so is their sum.
+// c plus 16 exact products as the tensor core that keeps least adds: all are cut off, towards zero, at the last bit of a
+// float32 as large as the largest of them, and so is their sum.
 static inline void tensor_sum(float (&c)[8], const float (&a)[16], const Row (&b)[16]) {
     Row products[17], largest = {}, plain = {};
     for (unsigned k = 0; k < 16; ++k) products[k] = (double)a[k] * b[k];
@@ -213,7 +213,7 @@ static inline void tensor_sum(float (&c)[8], const float (&a)[16], const Row (&b
         largest = largest < size ? size : largest;
         plain += p;
     }
-    Row step = (Row)((RowBits)largest & 0x7ff0000000000000ull) * 0x1p-24, scale = 1 / step;
+    Row step = (Row)((RowBits)largest & 0x7ff0000000000000ull) * 0x1p-23, scale = 1 / step;
     RowWhole whole = {};
     for (const Row& p : products) whole += __builtin_convertvector(p * scale, RowWhole);
     Row sum = __builtin_convertvector(whole, Row) * step;
@@ -249,6 +249,10 @@ template <float (*decode)(unsigned)> static void multiply(Lane* const* lanes, un
 static inline void fs_mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()) {
     emulator::Fragments mine{d, a, b};
     emulator::meet("fs_mma_f16()", line, ~0u, &mine, emulator::multiply<emulator::from_half>);
+}
+static inline void fs_mma_f16_from_zero(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()) {
+    for (float& each : d) each = 0;
+    fs_mma_f16(d, a, b, line);
 }
 static inline void fs_mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()) {
     emulator::Fragments mine{d, a, b};

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from farsum_kernels.backends import culling, reference
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.formula.expr import I, J, constant, node, variable
 from farsum_kernels.job import Extent, Spec, check_arrays
 from tests.cuda.cases import over_distances, times

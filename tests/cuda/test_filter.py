@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from farsum_kernels.backends import reference
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.backends.cuda.layout import DIRECT, FILTER, Gpu, filter_pays
 from farsum_kernels.formula.expr import Expr, node
 from farsum_kernels.job import RANGES, Extent, Spec, check_arrays

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from farsum_kernels.backends import reference
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
+from farsum_kernels.backends.cuda.layout import DIRECT
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.expr import Expr, I, J, node, substitute, variable
 from farsum_kernels.job import RANGES, Extent, Part, Spec, check_arrays
@@ -65,7 +66,7 @@ def test_the_order_of_threads_changes_no_bit(name: str) -> None:
 def test_slices_change_no_bit(order: Order) -> None:
     case = Case("slices", WORKLOADS["W1"], 2500, 700)
     whole = run(case.spec, case.arrays(), order=order)
-    launch = Kernel(case.spec, EmulatedDriver(order, rate=1e7)).launch(
+    launch = Kernel(case.spec, EmulatedDriver(order, rate=1e7), DIRECT).launch(
         case.arrays(), check_arrays(case.spec, case.arrays())
     )
     shares = []

@@ -14,7 +14,8 @@ import pytest
 from farsum_kernels.backends import cache
 from farsum_kernels.backends.cuda import nvrtc
 from farsum_kernels.backends.cuda.fold import fold_text
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
+from farsum_kernels.backends.cuda.layout import TENSOR
 from farsum_kernels.errors import CompilerMissing, InternalError
 from farsum_kernels.job import Spec
 from tests.cuda.cases import CASES, WORKLOADS
@@ -22,6 +23,8 @@ from tests.cuda.driver import EmulatedDriver
 
 TABLE = Path(__file__).with_name("registers.json")
 ARCHITECTURES = (80, 90, 100)
+BY_TENSOR = ", tensor cores"
+NAMES = [*WORKLOADS, *(name + BY_TENSOR for name in ("W1", "W4-10", "W4-100", "W4-1000", "W8"))]
 
 
 class Unloaded(EmulatedDriver):
@@ -31,27 +34,30 @@ class Unloaded(EmulatedDriver):
         raise AssertionError("nothing is launched here")
 
 
-def sources(spec: Spec) -> list[str]:
-    """The text of each layout that a job may be run with."""
+def sources(spec: Spec, path: str | None = None) -> list[str]:
+    """The text of each layout that a job may be run with, or of those with products from tensor cores."""
     kernel = Kernel(spec, Unloaded())
+    if path == TENSOR:
+        assert kernel.by_products and kernel.by_products.tensor
+        kernel = kernel.by_products.tensor.kernel
     return [kernel.variant(place).text.source for place in range(len(kernel.layouts))]
 
 
 def registers(name: str, arch: int) -> list[int]:
     """Of the kernel "reduce", layout by layout. Nothing of it may be spilled."""
     found = []
-    for source in sources(WORKLOADS[name]):
+    for source in sources(WORKLOADS[name.removesuffix(BY_TENSOR)], TENSOR if BY_TENSOR in name else None):
         _, usage = nvrtc.compile(source, arch)
-        assert usage["reduce"].spilled_bytes == 0, (
-            f"{name} spills {usage['reduce'].spilled_bytes} bytes on sm_{arch}"
-        )
-        assert usage["combine"].spilled_bytes == 0
+        for kernel, used in usage.items():
+            assert used.spilled_bytes == 0, (
+                f"{kernel} of {name} spills {used.spilled_bytes} bytes on sm_{arch}"
+            )
         found.append(usage["reduce"].registers)
     return found
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_workload_spills_or_grows(name: str, arch: int) -> None:
     wanted = json.loads(TABLE.read_text())
     got = registers(name, arch)
@@ -112,6 +118,6 @@ def test_source_that_does_not_compile_is_our_fault() -> None:
 
 
 if __name__ == "__main__":
-    found = {name: {f"sm_{a}": registers(name, a) for a in ARCHITECTURES} for name in WORKLOADS}
+    found = {name: {f"sm_{a}": registers(name, a) for a in ARCHITECTURES} for name in NAMES}
     TABLE.write_text("{\n" + ",\n".join(f'  "{n}": {json.dumps(row)}' for n, row in found.items()) + "\n}\n")
     sys.stdout.write(TABLE.read_text())

@@ -13,8 +13,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from farsum_kernels.backends.cuda.launch import Kernel
-from farsum_kernels.backends.cuda.layout import FILTER
+from farsum_kernels.backends.cuda.kernel import Kernel
+from farsum_kernels.backends.cuda.layout import FILTER, TENSOR
 from farsum_kernels.formula.expr import I, J, node, variable
 from farsum_kernels.job import RANGES, Extent, Spec
 from tests.cuda import emulate
@@ -63,6 +63,14 @@ def norms() -> Job:
     )
     spec = Spec(node("Mult", node("Exp", node("Minus", distance)), variable(2, 1, J)), "Sum", 1, "float32")
     return replace(job, spec=spec)
+
+
+def on_tensor_cores() -> Job:
+    """Gaussians so wide that products serve."""
+    job = gaussian(20, 150, 300)
+    arrays = {n: a * np.float32(0.5) if n < 2 else a for n, a in job.arrays.items()}
+    truth = np.exp(-squares(arrays[0], arrays[1])) @ arrays[2].astype(np.float64)
+    return replace(job, arrays=arrays, truth=truth, tolerance=2e-6, path=TENSOR)
 
 
 def in_float64() -> Job:
@@ -149,6 +157,7 @@ JOBS: dict[str, Callable[[], Job]] = {
     "norms": norms,
     "laplacian": laplacian,
     "list": lambda: distances("ArgKMin", 4),
+    "tensor": on_tensor_cores,
     "filter": lambda: filtered(0),
     "filter, list": lambda: filtered(5),
 }
@@ -265,6 +274,12 @@ FAULTS = [
         r"if \(j < span_first \|\| j >= span_end\)",
         "if (false)",
     ),
+    ("low halves are dropped", "tensor", r"if \(low\) h = .*", ""),
+    ("a product of halves is left out", "tensor", r"int turn = TENSOR_TRIPLES \? 2 : 0", "int turn = 1"),
+    ("a step begins where the last one ended", "tensor", r"FIRST \? d\[m\]\[n\]\[e\] :", ""),
+    ("packed columns are not waited for", "tensor", r"fs_copy_wait<0>\(\);", ""),
+    ("packed columns are written over", "tensor", r"(fs_copy_wait<0>\(\);\n *)__syncthreads\(\);", r"\1"),
+    ("a number of another row", "tensor", r"\(long long\)row\[r\] \*", "(long long)(row[r] ^ 1) *"),
     ("only the first range of columns", "ranges", r"span < task\[4\]", "span < task[3] + 1"),
 ]
 

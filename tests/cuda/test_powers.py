@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from farsum_kernels.backends import reference
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.formula.expr import I, J, node, variable
 from farsum_kernels.job import Spec, check_arrays
 from tests.cuda import emulate

@@ -9,8 +9,9 @@ import pytest
 
 from farsum_kernels.backends import reference
 from farsum_kernels.backends.cuda import nvrtc
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.backends.cuda.layout import DIRECT, PRODUCTS
+from farsum_kernels.backends.cuda.resident import Resident
 from farsum_kernels.formula.expr import I, J, constant, node, variable
 from farsum_kernels.job import Extent, Spec, check_arrays
 from tests.cuda.cases import WORKLOADS, summed, times
@@ -96,19 +97,32 @@ def test_narrow_kernels_gradients_and_batches() -> None:
 
 
 def test_the_host_looks_at_points_only_where_that_takes_less_time_than_it_gains() -> None:
-    spec, extent = gaussian(12, 2.0 / 12), Extent(2000, 2000, ())
-    arrays = inputs(12, 2000, 2000)
-    slow, fast = Kernel(spec, Unloaded(rate=1e9)), Kernel(spec, Unloaded(rate=1e15))
-    assert slow.by_products(arrays, extent) is not None and fast.by_products(arrays, extent) is None
-    assert Kernel(spec, Unloaded(rate=1e9), DIRECT).by_products(arrays, extent) is None
+    spec, extent = gaussian(12, 2.0 / 12), Extent(2000, 2000, (1,))
+    arrays = {k: a[None] for k, a in inputs(12, 2000, 2000).items()}
+
+    def given(rate: float, path: str | None = None) -> bool:
+        by_products = Kernel(spec, EmulatedDriver(rate=rate), path).by_products
+        assert by_products
+        return by_products.launch(arrays, extent, None) is not None
+
+    assert given(1e9) and not given(1e15) and not given(1e9, DIRECT)
+
+
+def test_moved_points_are_known_by_what_they_are_made_of() -> None:
+    spec, arrays = gaussian(12, 2.0 / 12), inputs(12, offset=100.0)
+    driver = EmulatedDriver()
+    kernel = Kernel(spec, driver, PRODUCTS, resident=Resident(driver, 1 << 20))
+    digests = {n: bytes([n]) * 32 for n in arrays}
+    first, second = (kernel.launch(arrays, check_arrays(spec, arrays), digests) for _ in range(2))
+    assert first.words["resident"] == "0" and second.words["resident"] == "3 of 3 arrays"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", ["W4-10", "W4-100", "W4-1000", "gradient-100"])
 def test_no_register_is_spilled(name: str, arch: int) -> None:
-    certified = Kernel(WORKLOADS[name], Unloaded()).certified
-    assert certified
-    kernel = certified.kernel
+    by_products = Kernel(WORKLOADS[name], Unloaded()).by_products
+    assert by_products and by_products.plain
+    kernel = by_products.plain.kernel
     for place in range(len(kernel.layouts)):
         _, usage = nvrtc.compile(kernel.variant(place).text.source, arch)
         assert usage["reduce"].spilled_bytes == 0

@@ -9,7 +9,8 @@ import pytest
 
 from farsum_kernels.backends import reference
 from farsum_kernels.backends.cuda import room
-from farsum_kernels.backends.cuda.launch import Kernel, made_by
+from farsum_kernels.backends.cuda.kernel import Kernel
+from farsum_kernels.backends.cuda.launch import made_by
 from farsum_kernels.backends.cuda.pieces import Pieces, _Feed
 from farsum_kernels.errors import DeviceFull
 from farsum_kernels.formula.expr import I, J, node, variable

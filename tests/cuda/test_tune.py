@@ -16,7 +16,7 @@ from tests.cuda.test_kernels import agree
 
 pytestmark = pytest.mark.emulated
 
-CASE = Case("", WORKLOADS["W1"], 2500, 300)
+CASE = Case("", WORKLOADS["W3"], 2500, 300)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_the_fastest_layout_is_taken_and_remembered(folder: Path) -> None:
     # Sizes of another class are tried anew, and a table that is none is made anew.
     table.write_text("{")
     driver, left = device(5, 5, 5, 5, 5, 5)
-    assert layout_of(CudaBackend(0, driver), Case("", WORKLOADS["W1"], 5000, 130)) == 0
+    assert layout_of(CudaBackend(0, driver), Case("", WORKLOADS["W3"], 5000, 130)) == 0
     assert next(left, None) is None
 
 

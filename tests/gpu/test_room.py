@@ -11,7 +11,8 @@ from farsum_kernels import compile
 from farsum_kernels.backends.cuda import driver as cuda
 from farsum_kernels.backends.cuda import room
 from farsum_kernels.backends.cuda.driver import CudaDriver
-from farsum_kernels.backends.cuda.launch import Kernel, Launch
+from farsum_kernels.backends.cuda.kernel import Kernel
+from farsum_kernels.backends.cuda.launch import Launch
 from farsum_kernels.backends.cuda.pieces import Pieces
 from farsum_kernels.backends.cuda.resident import Resident
 from farsum_kernels.errors import DeviceMissing

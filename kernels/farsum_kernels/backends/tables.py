@@ -27,9 +27,10 @@ def batch_offsets(shape: tuple[int, ...], batch: tuple[int, ...], own: int) -> A
 
 
 @lru_cache(maxsize=64)
-def dense_tables(layout: Rows, extent: Extent, splits: int) -> tuple[Array, Array]:
-    """Tasks and spans of a job without ranges: every row meets every column."""
+def dense_tables(layout: Rows, extent: Extent, splits: int, step: int = 1) -> tuple[Array, Array]:
+    """Tasks and spans of a job without ranges: every row meets every column. Spans begin at multiples of `step`."""
     edges = np.arange(splits + 1, dtype=np.int64) * extent.n // splits
+    edges = np.minimum(-(-edges // step) * step, extent.n)
     spans = np.stack([edges[:-1], edges[1:]], axis=1)
     batches, tiles = prod(extent.batch), -(-extent.m // layout.task_rows)
     tasks = np.empty((splits, batches, tiles, 5), np.int64)

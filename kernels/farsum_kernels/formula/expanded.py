@@ -40,13 +40,17 @@ class Expanded:
     scales: tuple[Expr, ...]
 
 
-def expanded(wants: Sequence[tuple[str, Expr]]) -> Expanded | None:
+def expanded(wants: Sequence[tuple[str, Expr]], least: int = MIN_DIM, apart: bool = False) -> Expanded | None:
     """The formulas with their squared distance expanded; None where that is of no use or its error not known.
 
     Each is given with what it is to its reduction: an "exponent", as in LogSumExp, or a "term" that is summed up.
+
+    least   components that the points must have
+    apart   exp(c·s) becomes exp(c·|x|²)·exp(c·|y|²)·exp(−2c·x·y), of which only the last is of a pair. For points
+            under a certificate none of them overflows. The formulas must not be simplified any more
     """
     roots = [_read(root) for _, root in wants]
-    distances = {n for n in walk(*roots) if _is_distance(n)}
+    distances = {n for n in walk(*roots) if _is_distance(n, least)}
     if len(distances) != 1:
         return None
     (distance,) = distances
@@ -56,7 +60,7 @@ def expanded(wants: Sequence[tuple[str, Expr]]) -> Expanded | None:
         if kind not in ("free", wanted):
             return None
         scales |= own
-    return _with_products(roots, distance, tuple(scales))
+    return _with_products(roots, distance, tuple(scales), apart)
 
 
 def expanded_distance(root: Expr) -> Expanded | None:
@@ -66,7 +70,9 @@ def expanded_distance(root: Expr) -> Expanded | None:
     return _with_products([inner], inner, ()) if _is_distance(inner) else None
 
 
-def _with_products(roots: Sequence[Expr], distance: Expr, scales: tuple[Expr, ...]) -> Expanded | None:
+def _with_products(
+    roots: Sequence[Expr], distance: Expr, scales: tuple[Expr, ...], apart: bool = False
+) -> Expanded | None:
     a, b = distance.args[0].args[0].args
     x, y = (a, b) if a.indices == 1 else (b, a)
     taken = variables(*roots)
@@ -74,17 +80,40 @@ def _with_products(roots: Sequence[Expr], distance: Expr, scales: tuple[Expr, ..
     if len(places) < 2:
         return None
     moved = variable(places[0], x.dim, x.params[2]), variable(places[1], y.dim, y.params[2])
-    norms = add(total(node("Square", moved[0])), total(node("Square", moved[1])))
-    made = node("Add", norms, node("Mult", constant(-2), total(node("Mult", *moved))))
-    return Expanded(tuple(_with(root, distance, made) for root in roots), x, y, moved, scales)
+    own, other = (total(node("Square", v)) for v in moved)
+    product = total(node("Mult", *moved))
+    made = node("Add", add(own, other), node("Mult", constant(-2), product))
+    new: dict[Expr, Expr] = {distance: made}
+    for n in walk(*roots) if apart else ():
+        if n.op.name == "Exp" and (c := _factor(n.args[0], distance)) is not None:
+            left, right = (node("Exp", mul(c, norm)) for norm in (own, other))
+            pair = node("Exp", node("Mult", mul(constant(-2), c), product))
+            new[n] = node("Mult", pair, node("Mult", left, right))
+    return Expanded(tuple(_with(root, new) for root in roots), x, y, moved, scales)
 
 
-def _is_distance(n: Expr) -> bool:
+def _factor(root: Expr, distance: Expr) -> Expr | None:
+    """c, where the formula is c·s and nothing else."""
+    if root is distance:
+        return constant(1)
+    a, b = (*root.args, root)[:2]
+    match root.op.name:
+        case "Minus":
+            return None if (c := _factor(a, distance)) is None else neg(c)
+        case "Mult" if a.indices == 0 and a.dim == 1:
+            return None if (c := _factor(b, distance)) is None else mul(a, c)
+        case "Mult" | "Divide" if b.indices == 0 and b.dim == 1:
+            c = _factor(a, distance)
+            return None if c is None else mul(c, b) if root.op.name == "Mult" else div(c, b)
+    return None
+
+
+def _is_distance(n: Expr, least: int = MIN_DIM) -> bool:
     """Is it a sum over squares of x − y, of variables of many dimensions?"""
     if n.op.name != "Sum" or n.args[0].op.name != "Square" or n.args[0].args[0].op.name != "Subtract":
         return False
     a, b = n.args[0].args[0].args
-    return a.op is b.op is VAR and a.dim == b.dim >= MIN_DIM and {a.indices, b.indices} == {1, 2}
+    return a.op is b.op is VAR and a.dim == b.dim >= least and {a.indices, b.indices} == {1, 2}
 
 
 def _read(root: Expr) -> Expr:
@@ -99,8 +128,9 @@ def _read(root: Expr) -> Expr:
     return new[root]
 
 
-def _with(root: Expr, old: Expr, new: Expr) -> Expr:
-    made: dict[Expr, Expr] = {old: new}
+def _with(root: Expr, new: dict[Expr, Expr]) -> Expr:
+    """The formula with some of its parts replaced."""
+    made = dict(new)
     for n in walk(root):
         if n not in made:
             made[n] = node(n.op, *(made[a] for a in n.args), params=n.params) if n.args else n

@@ -302,7 +302,7 @@ def _terms_of(lowering: Lowering, want: Want, long_weights: bool) -> Terms:
     if want.additive:
         split = [_split(v) for v in value]
         one = lowering.block.constant(1.0)
-        factors, value = [f for f, _ in split], tuple(rest or one for _, rest in split)
+        factors, value = [f for f, _ in split], tuple(_grouped(rest or one) for _, rest in split)
     return Terms(
         tuple(v.index for v in value),
         tuple(f.index if f else None for f in factors),
@@ -328,6 +328,32 @@ def _split(v: Val) -> tuple[Val | None, Val | None]:
     if not f and not g:
         return None, v
     return (f * g if f and g else f or g), (a * b if a and b else a or b)
+
+
+def _grouped(v: Val) -> Val:
+    """A product in which what depends on the column alone is multiplied once for each column, not for each pair."""
+    block = v.block
+    found: list[Val] = []
+
+    def flatten(n: int) -> None:
+        instr = block.code_at(n)
+        if instr.prim is Prim.MUL and {ir.I, ir.J} <= block.scopes[n]:
+            for a in instr.args:
+                flatten(a)
+        else:
+            found.append(Val(block, n))
+
+    flatten(v.index)
+    columns = [x for x in found if block.scopes[x.index] == {ir.J}]
+    if len(columns) < 2:
+        return v
+    # Powers first: what follows them may be a component of many.
+    others = [x for x in found if block.scopes[x.index] != {ir.J}]
+    others.sort(key=lambda x: block.code_at(x.index).prim is not Prim.EXP2)
+    product = (
+        others[0] * reduce(lambda a, b: a * b, columns) if others else reduce(lambda a, b: a * b, columns)
+    )
+    return reduce(lambda a, b: a * b, others[1:], product)
 
 
 def _live(block: Block, results: list[int]) -> tuple[tuple[Instr, ...], tuple[Scope, ...], dict[int, int]]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends import culling
-from farsum_kernels.backends.certified import certified
+from farsum_kernels.backends.certified import certified, in_pieces
 from farsum_kernels.backends.cpu import native
 from farsum_kernels.backends.cpu.filtered import FilteredLaunch, filtered
 from farsum_kernels.backends.cpu.launch import Ground, Launch
@@ -101,7 +101,7 @@ class Kernel:
         # Of formulas by differences: the same by scalar products, for points that are fit for it.
         self.words = {"distances": "by norms and scalar products"} if by_products else {}
         compiled = partial(Kernel, machine=machine, by_products=True)
-        self._certified = None if by_products else certified(spec, compiled, in_pieces=True)
+        self._certified = None if by_products else certified(spec, compiled, in_pieces)
         self._filter = None if by_products else filtered(spec, compiled)
         self._grounds: dict[Any, Ground] = {}
         if self._certified is None:  # else it may never be needed

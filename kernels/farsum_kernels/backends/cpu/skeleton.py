@@ -23,12 +23,14 @@ from dataclasses import dataclass
 from farsum_kernels.backends.cpu.emit import Emitter, column_values
 from farsum_kernels.backends.cpu.lazy import LazyState
 from farsum_kernels.backends.cpu.long import LongState
+from farsum_kernels.backends.cpu.shifted import ShiftedState
 from farsum_kernels.backends.cpu.states import State
 from farsum_kernels.backends.cpu.text import Function
 from farsum_kernels.backends.cpu.vector import Shape
-from farsum_kernels.formula.lower import Program
+from farsum_kernels.formula.lower import Program, Terms
+from farsum_kernels.formula.reductions import Reduction
 from farsum_kernels.job import Part
-from farsum_kernels.plan import Layout, is_lazy
+from farsum_kernels.plan import Layout, is_lazy, rises_late
 from farsum_kernels.scalar.ir import I, J, Scope
 
 PARAMETERS = (
@@ -247,8 +249,7 @@ class _Main(_Kernel):
         self.states: list[State] = []
         for part, terms in zip(parts, program.terms, strict=True):
             first = sum(len(s.kinds) for s in self.states)
-            kind = LongState if terms.long else LazyState if is_lazy(program, terms, part.rule) else State
-            self.states.append(kind(self, part.rule, part.k, terms, first))
+            self.states.append(_kind(program, terms, part.rule)(self, part.rule, part.k, terms, first))
 
     def _reserve(self) -> None:
         super()._reserve()
@@ -372,6 +373,14 @@ class _Main(_Kernel):
                 new += state.accumulate(carried[:count], width)
                 carried = carried[count:]
         return new
+
+
+def _kind(program: Program, terms: Terms, rule: Reduction) -> type[State]:
+    if terms.long:
+        return LongState
+    if is_lazy(program, terms, rule):
+        return LazyState
+    return ShiftedState if rises_late(terms, rule) else State
 
 
 def _typed(pairs: Sequence[tuple[str, str]], values: Sequence[str]) -> list[tuple[str, str]]:

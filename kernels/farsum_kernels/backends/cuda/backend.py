@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from farsum_kernels.backends.cuda.driver import CudaDriver
-from farsum_kernels.backends.cuda.launch import Kernel
+from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.backends.cuda.resident import Resident
 from farsum_kernels.backends.cuda.tune import Tuner, wanted
 from farsum_kernels.job import Spec

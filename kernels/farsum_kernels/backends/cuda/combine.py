@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from farsum_kernels.backends.cuda.emit import TYPES, run_rule
 from farsum_kernels.backends.cuda.layout import MAX_LIST_SPLITS, Layout
+from farsum_kernels.backends.cuda.rules import TYPES, run_rule
 from farsum_kernels.backends.cuda.text import Source, Value, literal
 from farsum_kernels.formula.reductions import Kind
 from farsum_kernels.scalar.ir import Val

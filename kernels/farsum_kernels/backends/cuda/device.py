@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from farsum_kernels.backends.cuda.graphs import Call
 from farsum_kernels.backends.cuda.layout import Gpu
 
 Array = NDArray[Any]
@@ -33,6 +34,10 @@ class Driver(Protocol):
 
     def load(self, source: str) -> Module:
         """Compile kernels, or find them compiled."""
+        ...
+
+    def run(self, calls: Sequence[Call]) -> None:
+        """Queue kernels one after the other. A series that comes again may be kept as one."""
         ...
 
     def upload(self, array: Array) -> Any:

@@ -5,6 +5,7 @@ Every failure of CUDA is translated here. After a fault nothing on the device wo
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends.cuda import nvrtc
+from farsum_kernels.backends.cuda.graphs import Call, Graphs
 from farsum_kernels.backends.cuda.installed import device_count, open_cupy
 from farsum_kernels.backends.cuda.layout import Gpu
 from farsum_kernels.backends.cuda.modules import Modules
@@ -26,7 +28,14 @@ LANES = 128  # multiply-adds of one processor in one cycle
 STATE_SHARE = 4  # states of a job take at most this part of the device's memory
 MAX_MODULES = 512  # loaded at once
 
+NEVER = 1 << 30
+
 _MEMORY = 2
+log = logging.getLogger(__name__)
+
+
+def _launch(call: Call) -> None:
+    call.module.launch(*call[1:])
 
 
 class CudaModule:
@@ -39,6 +48,10 @@ class CudaModule:
         self, name: str, grid: tuple[int, int], block: tuple[int, int], shared: int, args: Sequence[Any]
     ) -> None:
         self._driver.launch(self._path, name, grid, block, shared, args)
+
+    def load(self, name: str) -> None:
+        """Have a kernel at hand."""
+        self._driver.loaded(self._path, name)
 
 
 class CudaDriver:
@@ -72,6 +85,7 @@ class CudaDriver:
         # CuPy loads from a path, and a path that it has seen must never hold other bytes.
         self._folder = tempfile.TemporaryDirectory(prefix="farsum-cubin-")
         self._modules = Modules(lambda path: cupy.RawModule(path=str(path)), self._unload, MAX_MODULES)
+        self.graphs = Graphs(_launch, self._record, self._play, lambda buffer: int(buffer.data.ptr))
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -107,7 +121,13 @@ class CudaDriver:
     def _unload(self) -> None:
         # CuPy memoises modules by their path; a kernel must not run when its code goes.
         self._stream.synchronize()
+        self.graphs.drop()
         self._cupy.clear_memo()
+
+    def loaded(self, path: Path, name: str) -> Any:
+        """A kernel, loaded now if it is new or was dropped."""
+        with self._cupy.cuda.Device(self.number):
+            return self._modules.function(path, name)
 
     def launch(
         self,
@@ -122,6 +142,37 @@ class CudaDriver:
         with self._translated(), self._cupy.cuda.Device(self.number), self._stream:
             pointers = tuple(np.int64(0) if a is None else a for a in args)
             self._modules.function(path, name)(grid, block, pointers, shared_mem=shared)
+
+    def run(self, calls: Sequence[Call]) -> None:
+        """Queue kernels one after the other; see `Driver.run`."""
+        self.graphs.run(calls)
+
+    def _record(self, calls: Sequence[Call]) -> Any:
+        """A series as a CUDA graph; None if it cannot be made, and then none is made any more."""
+        cuda, drops = self._cupy.cuda, self._modules.drops
+        with self._translated():
+            # Nothing may be loaded while the stream is recorded.
+            for call in calls:
+                call.module.load(call.name)
+            if self._modules.drops != drops:
+                return None
+        try:
+            with cuda.Device(self.number), self._stream:
+                self._stream.begin_capture()
+                try:
+                    for call in calls:
+                        _launch(call)
+                finally:
+                    graph = self._stream.end_capture()
+        except (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, DeviceFault) as error:
+            log.warning("launches are not recorded on this device: %s", error)
+            self.graphs.least = NEVER
+            return None
+        return graph
+
+    def _play(self, graph: Any) -> None:
+        with self._translated(), self._cupy.cuda.Device(self.number):
+            graph.launch(stream=self._stream)
 
     # ── memory ────────────────────────────────────────────────────────────────────────────────────
 

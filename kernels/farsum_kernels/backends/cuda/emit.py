@@ -2,19 +2,20 @@
 
 A thread holds `rows` rows and takes `columns` columns at once. What depends on a row alone is an array over
 r, on a column alone a word of the tile in shared memory; the rest is computed pair by pair, in nests of loops
-over r and c that the compiler writes out. Folds over long vectors keep one accumulator per pair, so that a
-component that was loaded once serves all pairs of the nest.
+over r and c that the compiler writes out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from farsum_kernels.backends.cuda.layout import HELD_BYTES, SHARED_BYTES, STAGED_BYTES, Layout
-from farsum_kernels.backends.cuda.tables import CUDA, RULES
+from farsum_kernels.backends.cuda.layout import HELD_BYTES, STAGED_BYTES, Layout
+from farsum_kernels.backends.cuda.placement import Placement
+from farsum_kernels.backends.cuda.rules import TYPES
+from farsum_kernels.backends.cuda.tables import CUDA
 from farsum_kernels.backends.cuda.text import LARGEST, Source, Value, literal
 from farsum_kernels.backends.culling import never_positive
 from farsum_kernels.backends.fusion import fused_products
@@ -22,7 +23,6 @@ from farsum_kernels.formula.lower import Program
 from farsum_kernels.scalar.ir import (
     MASKS,
     Affine,
-    Block,
     Fold,
     I,
     Instr,
@@ -31,45 +31,10 @@ from farsum_kernels.scalar.ir import (
     Part,
     Prim,
     Scope,
-    Val,
-    fold,
     number,
 )
 
 PAIR: Scope = frozenset({I, J})
-
-
-def run_rule(
-    src: Source, scalar: str, args: Sequence[Value], rule: Callable[[list[Val]], Sequence[Val]]
-) -> list[Value]:
-    """Write a rule of the scalar IR on values at hand."""
-    block = Block(spoken=RULES)
-    outputs = rule([block.arg(n) for n in range(len(args))])
-
-    def leaf(instr: Instr) -> Value:
-        if instr.prim is Prim.ARG:
-            place: int = instr.imm
-            return args[place]
-        return Value(literal(number(instr.imm, LARGEST[scalar]), scalar), "f")
-
-    def named(prim: Prim) -> Callable[..., Value]:
-        def say(*operands: Value) -> Value:
-            made, name = RULES[prim](*operands), src.name("u")
-            src.do(f"const {TYPES[made.kind].get(scalar)} {name} = {made.text};")
-            return Value(name, made.kind)
-
-        return say
-
-    values = fold(block.code, {prim: named(prim) for prim in RULES}, leaf)
-    return [values[v.index] for v in outputs]
-
-
-# Indices ride beside float32 numbers as 32-bit integers, beside float64 as 64-bit ones.
-TYPES = {
-    "f": {"float": "float", "double": "double"},
-    "i": {"float": "int", "double": "long long"},
-    "m": {"float": "bool", "double": "bool"},
-}
 
 
 @dataclass
@@ -82,7 +47,7 @@ class Frame:
     panels: dict[tuple[int, int], str] = field(default_factory=dict)
 
 
-class Emitter:
+class Emitter(Placement):
     """Writes the values of a program into a kernel."""
 
     def __init__(self, src: Source, program: Program, scalar: str, layout: Layout) -> None:
@@ -96,45 +61,6 @@ class Emitter:
         self._products = fused_products(program)
 
     # ── what is needed where ──────────────────────────────────────────────────────────────────────
-
-    @cached_property
-    def _uses(self) -> list[list[int]]:
-        """The instructions that use each value."""
-        uses: list[list[int]] = [[] for _ in self.program.code]
-        for n, instr in enumerate(self.program.code):
-            for a in instr.args:
-                uses[a].append(n)
-        return uses
-
-    @cached_property
-    def wanted(self) -> set[int]:
-        """The values that the reductions ask for."""
-        return {n for terms in self.program.terms for n in terms.places}
-
-    def symbols(self, n: int) -> Scope:
-        return self.program.scopes[n]
-
-    def loops_of(self, n: int) -> set[Loop]:
-        return {s for s in self.symbols(n) if isinstance(s, Loop)}
-
-    def leaving(self, scope: Scope) -> list[int]:
-        """The values of exactly this scope that something of a wider scope needs. Masks are made anew there."""
-        found: set[int] = set()
-
-        def need(n: int) -> None:
-            instr = self.program.code[n]
-            if self.symbols(n) != scope or instr.prim in (Prim.CONST, Prim.ROW):
-                return
-            if instr.prim in MASKS:
-                for a in instr.args:
-                    need(a)
-                return
-            found.add(n)
-
-        for n in range(len(self.program.code)):
-            if n in self.wanted or any(self.symbols(u) > scope for u in self._uses[n]):
-                need(n)
-        return sorted(found)
 
     @cached_property
     def staged(self) -> list[int]:
@@ -174,27 +100,6 @@ class Emitter:
     def known(self, n: int, text: str) -> None:
         """Value n stands in the text from here on."""
         self._frames[-1].values[n] = Value(text, "m" if self.program.code[n].prim in MASKS else "f")
-
-    def long_values(self, symbol: str) -> dict[Loop, list[int]]:
-        """For each loop over a long F or a long weight, the values of one row (or column) along it that its terms need."""
-        found: dict[Loop, dict[int, None]] = {}
-        for terms in self.program.terms:
-            loop = terms.loop or terms.along
-            if not loop:
-                continue
-            own = found.setdefault(loop, {})
-            stack, seen = list(terms.places), set()
-            while stack:
-                n = stack.pop()
-                if n in seen or loop not in self.loops_of(n):
-                    continue
-                seen.add(n)
-                instr = self.program.code[n]
-                if self.symbols(n) == {symbol, loop} and instr.prim not in MASKS:
-                    own[n] = None
-                    continue
-                stack.extend(instr.args)
-        return {loop: sorted(own) for loop, own in found.items()}
 
     def panel(self, slot: int, base: int, text: str) -> None:
         self._frames[-1].panels[slot, base] = text
@@ -373,155 +278,3 @@ class Emitter:
         """Write, before a loop opens, all that is needed inside it and does not change along it."""
         for n in self.outside(term, loop):
             self.get(n)
-
-    @cached_property
-    def _stages(self) -> list[int]:
-        """How many folds deep each value is: folds of one stage do not need each other."""
-        stages: list[int] = []
-        for instr in self.program.code:
-            own = 1 if instr.prim is Prim.FOLD else 0
-            stages.append(own + max((stages[a] for a in instr.args), default=0))
-        return stages
-
-    def tiled_folds(self) -> None:
-        """The folds of all pairs at hand, those of one loop together, each pair with its accumulator."""
-        code = self.program.code
-        folds = [n for n, instr in enumerate(code) if instr.prim is Prim.FOLD and self.symbols(n) == PAIR]
-        groups: dict[tuple[int, Loop], list[int]] = {}
-        for n in folds:
-            if code[n].imm.how == "sum":
-                groups.setdefault((self._stages[n], code[n].imm.loop), []).append(n)
-        for (_, loop), group in sorted(groups.items(), key=lambda item: (item[0][0], group_key(item[0][1]))):
-            self._tiled_group(loop, group)
-
-    def _tiled_group(self, loop: Loop, group: list[int]) -> None:
-        src, code, layout = self.src, self.program.code, self.layout
-        terms = {n: code[n].args[0] for n in group}
-        fixed = {m for term in terms.values() for m in self.outside(term, loop)}
-        self.materialize([m for m in sorted(fixed) if self.symbols(m) == PAIR], "r", "c")
-        names = {n: src.name("f") for n in group}
-        for name in names.values():
-            src.do(f"{self.scalar} {name}[{layout.rows}][{layout.columns}] = {{}};")
-        counter = src.name("d")
-
-        def body() -> None:
-            inner = [m for m in self._inside(terms.values(), loop)]
-            self.materialize([m for m in inner if self.symbols(m) == {I, loop}], "r")
-            self.materialize([m for m in inner if self.symbols(m) == {J, loop}], "c")
-            with self.nest("r", "c"):
-                for n, term in terms.items():
-                    src.do(self.added(f"{names[n]}[r][c]", term))
-
-        panels = self._panels(terms.values(), loop) if layout.panel else []
-        if panels:
-            self._paneled(loop, counter, panels, body)
-        else:
-            with src.loop(counter, loop.extent, 0, 4), self.frame(loop, counter):
-                body()
-        for n, name in names.items():
-            self.known(n, f"{name}[r][c]")
-
-    def _inside(self, terms: Iterable[int], loop: Loop) -> list[int]:
-        """The values of one row or one column, along the loop, that pairs of a nest need."""
-        found: set[int] = set()
-        stack, seen = list(terms), set()
-        while stack:
-            m = stack.pop()
-            if m in seen or self._found(m):
-                continue
-            seen.add(m)
-            if self.symbols(m) in ({I, loop}, {J, loop}):
-                if self.program.code[m].prim in MASKS:
-                    continue
-                found.add(m)
-                continue
-            stack.extend(self.program.code[m].args)
-        return sorted(found)
-
-    def _panels(self, terms: Iterable[int], loop: Loop) -> list[tuple[int, int]]:
-        """The (slot, base) whose components base + 0, 1, 2 … the terms walk along, as many as shared memory holds."""
-        found: dict[tuple[int, int], None] = {}
-        stack, seen = list(terms), set()
-        while stack:
-            m = stack.pop()
-            if m in seen:
-                continue
-            seen.add(m)
-            instr = self.program.code[m]
-            if instr.prim is Prim.LOAD and self.symbols(m) & PAIR:
-                slot, k = instr.imm
-                if k.terms == ((loop, 1),):
-                    found[slot, k.base] = None
-            stack.extend(instr.args)
-        words = self.layout.tile * self.words + self.layout.task_rows * len(self.held_rows)
-        room, chosen = SHARED_BYTES - words * self.item_bytes, []
-        for slot, base in found:
-            room -= self._panel_words(slot) * self.item_bytes
-            if room >= 0:  # others are read where they lie
-                chosen.append((slot, base))
-        return chosen
-
-    def _panel_words(self, slot: int) -> int:
-        """Words of a panel of this input."""
-        rows = (self.layout.task_rows, self.layout.block_columns)[self.program.slots[slot].params[2]]
-        return self.layout.panel * (rows + PANEL_PAD)
-
-    def _paneled(
-        self, loop: Loop, counter: str, panels: list[tuple[int, int]], body: Callable[[], None]
-    ) -> None:
-        """The loop in steps of a panel: components of all rows and columns of the block, side by side."""
-        src, layout, start = self.src, self.layout, self.src.name("d")
-
-        def step(count: int, unroll: int = 0) -> None:
-            src.do("__syncthreads();")
-            for place, (slot, base) in enumerate(panels):
-                category = self.program.slots[slot].params[2]
-                rows = (layout.task_rows, layout.block_columns)[category]
-                reach = ("first, last_row", "columns_first, columns_last")[category]
-                src.do(
-                    f"fs_stage<{rows}, {count}, {layout.threads}>"
-                    f"(panel{place}, x{slot}, {reach}, {self.dims[slot]}, {start} + {base});"
-                )
-            src.do("__syncthreads();")
-            with src.loop(counter, count, 0, unroll), self.frame(loop, f"({start} + {counter})"):
-                for place, (slot, base) in enumerate(panels):
-                    category = self.program.slots[slot].params[2]
-                    size, run = (
-                        (layout.rows, layout.row_run),
-                        (layout.columns, layout.column_run),
-                    )[category]
-                    side, thread = (
-                        (layout.threads_i, "thread_i"),
-                        (layout.threads_j, "thread_j"),
-                    )[category]
-                    stride = (layout.task_rows, layout.block_columns)[category] + PANEL_PAD
-                    name = src.name("q")
-                    src.do(
-                        f"{self.scalar} {name}[{size}];",
-                        f"fs_read_runs<{size}, {run}, {side}>(panel{place} + {counter} * {stride}, {thread}, {name});",
-                    )
-                    self.panel(slot, base, f"{name}[{'rc'[category]}]")
-                body()
-
-        for place, (slot, _) in enumerate(panels):
-            self.panel_words[place] = max(self.panel_words.get(place, 0), self._panel_words(slot))
-        whole = loop.extent // layout.panel * layout.panel
-        if whole:
-            with src.block(f"for (int {start} = 0; {start} < {whole}; {start} += {layout.panel})"):
-                step(layout.panel)
-        if whole < loop.extent:
-            with src.block(""):
-                src.do(f"const int {start} = {whole};")
-                step(loop.extent - whole, 1)  # short: written out it takes registers that the panels need
-
-    @cached_property
-    def panel_words(self) -> dict[int, int]:
-        """Words of shared memory that each panel takes."""
-        return {}
-
-
-PANEL_PAD = 4  # keeps the stores of a panel, eight components of four rows, on 32 different banks
-
-
-def group_key(loop: Loop) -> tuple[int, int]:
-    return loop.depth, loop.extent

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from farsum_kernels.backends.cuda.bilinear import Bilinear
-from farsum_kernels.backends.cuda.emit import TYPES, Emitter, run_rule
+from farsum_kernels.backends.cuda.emit import Emitter
 from farsum_kernels.backends.cuda.layout import Layout
+from farsum_kernels.backends.cuda.rules import TYPES, run_rule
 from farsum_kernels.backends.cuda.skeleton import Skeleton
 from farsum_kernels.backends.cuda.text import Value
 from farsum_kernels.formula.lower import Program

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from farsum_kernels.backends.cuda.graphs import Call
 from farsum_kernels.backends.cuda.layout import FILTER_LAYOUT
 from farsum_kernels.backends.tables import reduced_over_j
 from farsum_kernels.errors import DeviceFull
 from farsum_kernels.job import RANGES, Extent
 
 if TYPE_CHECKING:
-    from farsum_kernels.backends.cuda.launch import Kernel, Launch
+    from farsum_kernels.backends.cuda.kernel import Kernel
+    from farsum_kernels.backends.cuda.launch import Launch
     from farsum_kernels.backends.cuda.pieces import Pieces
 
 Array = NDArray[Any]
@@ -58,7 +60,7 @@ class FilteredLaunch:
         self._pack(run, reduced_over_j(kernel.spec, extent))
 
     def _pack(self, run: Launch, over_j: Extent) -> None:
-        """Queue the kernels that pack the points, and hand what they make to the pair loop."""
+        """Have the points packed before the first slice, and hand what is made of them to the pair loop."""
         driver, found, module = self._kernel.driver, self._kernel.bilinear, self._kernel.filter.module
         assert found
         x, y = (run.inputs[side.slot] for side in (found.rows, found.columns))
@@ -75,7 +77,7 @@ class FilteredLaunch:
         numbers = [driver.empty(4 * rows, "float32"), driver.empty(columns, "float32")]
 
         def queue(name: str, blocks: int, *args: Any) -> None:
-            module.launch(name, (blocks, 1), (THREADS, 1), 0, args)
+            run.before.append(Call(module, name, (blocks, 1), (THREADS, 1), 0, args))
 
         def walk(size: int) -> int:
             return max(1, min(MAX_BLOCKS, -(-size // THREADS)))

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from farsum_kernels.backends.cuda.emit import TYPES, run_rule
 from farsum_kernels.backends.cuda.layout import MAX_LIST_SPLITS, Layout
+from farsum_kernels.backends.cuda.rules import TYPES, run_rule
 from farsum_kernels.backends.cuda.skeleton import Skeleton
 from farsum_kernels.backends.cuda.sources import ELEMENTS, SCALARS
 from farsum_kernels.backends.cuda.text import Source, Value, literal

@@ -29,8 +29,9 @@ SHARED_BYTES = 48 * 1024  # static shared memory that every device has
 STAGED_BYTES, LONG_BYTES = SHARED_BYTES // 2, SHARED_BYTES // 4  # for columns, and for them along a long F
 HELD_BYTES = 4096  # for numbers of the rows of a block, where vectors are long
 BLOCKS_PER_PROCESSOR = 16
-# How pairs are computed: each as it is written; only what a filter lets through; with distances from products.
-DIRECT, FILTER, PRODUCTS = "direct", "filter", "products"
+# How pairs are computed: each as it is written; only what a filter lets through; with distances from scalar products;
+# with such products from tensor cores.
+DIRECT, FILTER, PRODUCTS, TENSOR = "direct", "filter", "products", "tensor"
 FILTER_S = 2e-4  # shorter jobs are done before their points are packed
 POWERS = 2048
 SPECIAL = {Prim.EXP, Prim.EXP2, Prim.LOG, Prim.SQRT, Prim.SIN, Prim.COS, Prim.DIV}

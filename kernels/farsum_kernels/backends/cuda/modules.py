@@ -19,6 +19,7 @@ class Modules:
         self._load, self._unload, self._most = load, unload, most
         self._modules: dict[Path, Any] = {}
         self._functions: dict[tuple[Path, str], Any] = {}
+        self.drops = 0  # times that all were dropped
 
     def function(self, path: Path, name: str) -> Any:
         """A kernel, loaded now if it is new or was dropped."""
@@ -32,6 +33,7 @@ class Modules:
         return found
 
     def _drop(self) -> None:
+        self.drops += 1
         self._functions.clear()
         self._modules.clear()
         self._unload()

@@ -26,7 +26,7 @@ from farsum_kernels.job import Extent
 from farsum_kernels.plan import Plan
 
 if TYPE_CHECKING:
-    from farsum_kernels.backends.cuda.launch import Kernel
+    from farsum_kernels.backends.cuda.kernel import Kernel
 
 Array = NDArray[Any]
 
@@ -177,7 +177,7 @@ class Pieces:
             first = ground.tasks // ground.plan.splits if carried else 0
             for s in range(ground.plan.slices):
                 start, end = (first + (ground.tasks - first) * t // ground.plan.slices for t in (s, s + 1))
-                variant.reduce(ground, tables[k], inputs, states[0], start, end)
+                driver.run(variant.reduce(ground, tables[k], inputs, states[0], start, end))
                 marks.append(driver.mark())
                 if len(marks) > AHEAD:
                     driver.wait(marks.popleft())
@@ -190,7 +190,7 @@ class Pieces:
         while marks:
             driver.wait(marks.popleft())
             yield 1.0
-        variant.combine(ground, states[0], outputs, (b1 - b0) * (r1 - r0), r1 - r0)
+        driver.run(variant.combine(ground, states[0], outputs, (b1 - b0) * (r1 - r0), r1 - r0))
         for buffer, array in zip(outputs, self._out, strict=True):
             driver.download(buffer, self._part(array, unit))
 

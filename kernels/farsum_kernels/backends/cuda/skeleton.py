@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from farsum_kernels.backends.cuda.emit import Emitter
 from farsum_kernels.backends.cuda.layout import LONG_BYTES, Layout
+from farsum_kernels.backends.cuda.panels import Panels
 from farsum_kernels.backends.cuda.states import LongWeights, State
 from farsum_kernels.backends.cuda.text import Source
 from farsum_kernels.formula.lower import Program
@@ -25,8 +25,11 @@ from farsum_kernels.job import Part
 from farsum_kernels.scalar.ir import I, J, Loop
 
 
-class Skeleton(Emitter):
+class Skeleton(Panels):
     """The pair loop: the loops over spans, tiles and columns, and one `State` per reduction."""
+
+    more_parameters: tuple[str, ...] = ()  # of kernels that take more than others
+    one_text = False  # for whole and cut blocks of columns
 
     def __init__(
         self, program: Program, parts: Sequence[Part], scalar: str, element: str, layout: Layout
@@ -80,6 +83,7 @@ class Skeleton(Emitter):
                 "const long long* offsets, const long long* tasks, const long long* spans",
                 outs,
                 "long long first_task, long long tasks_all",
+                *self.more_parameters,
             )
             if p
         )
@@ -89,6 +93,7 @@ class Skeleton(Emitter):
             self.src.do(f"__shared__ __align__(16) {scalar} tile[{self._tile_words}];")
             for place, words in self.panel_words.items():
                 self.src.do(f"__shared__ __align__(16) {scalar} panel{place}[{words}];")
+            self.src.do(*self.shared())
             if layout.powers:
                 self.src.do(
                     "__shared__ double powers[FS_POWERS];",
@@ -102,6 +107,19 @@ class Skeleton(Emitter):
     def _tile_words(self) -> int:
         return self.layout.tile * self.words
 
+    def shared(self) -> list[str]:
+        """Declarations of more shared memory."""
+        return []
+
+    @property
+    def thread_text(self) -> str:
+        """The place of a thread in the rectangle of its block."""
+        side = self.layout.threads_i
+        return f"const int thread_i = threadIdx.x % {side}, thread_j = threadIdx.x / {side};"
+
+    def open_span(self) -> None:
+        """Before the tiles of a span."""
+
     def _task(self) -> None:
         src, layout = self.src, self.layout
         run_i = layout.row_run
@@ -109,7 +127,7 @@ class Skeleton(Emitter):
             "const long long task_number = first_task + blockIdx.x;",
             "const long long* const task = tasks + task_number * 5;",
             f"const int component = blockIdx.y * {layout.chunk};",
-            f"const int thread_i = threadIdx.x % {layout.threads_i}, thread_j = threadIdx.x / {layout.threads_i};",
+            self.thread_text,
             "const int first = (int)task[1], last_row = (int)task[2] - 1;",
             *(
                 f"const {self.element}* const x{s} = in{s} + offsets[task[0] * {len(self.dims)} + {s}];"
@@ -133,6 +151,7 @@ class Skeleton(Emitter):
             state.declare()
         with src.block("for (long long span = task[3]; span < task[4]; ++span)"):
             src.do("const int span_end = (int)spans[2 * span + 1];")
+            self.open_span()
             with src.block(
                 "for (int tile_first = (int)spans[2 * span]; tile_first < span_end; "
                 f"tile_first += {layout.tile})"
@@ -203,13 +222,19 @@ class Skeleton(Emitter):
             self.column_at = "j"
             for word, n in enumerate(self.staged):
                 src.do(f"tile[q * {self.words} + {word}] = {self.get(n).text};")
-            for loop, found in self.long_values(J).items():
-                if values := [n for n in found if n in self._long_words]:
-                    with src.loop("k", self.layout.chunk), self.frame(loop, self._place_in(loop)):
-                        for n in values:
-                            src.do(f"tile[q * {self.words} + {self._long_word(n)} + k] = {self.get(n).text};")
+            self._stage_long()
             self.column_at = "column[c]"
         src.do("__syncthreads();")
+
+    def _stage_long(self) -> None:
+        """Of column j, its numbers along a long F."""
+        for loop, found in self.long_values(J).items():
+            if values := [n for n in found if n in self._long_words]:
+                with self.src.loop("k", self.layout.chunk), self.frame(loop, self._place_in(loop)):
+                    for n in values:
+                        self.src.do(
+                            f"tile[q * {self.words} + {self._long_word(n)} + k] = {self.get(n).text};"
+                        )
 
     def _long_word(self, n: int) -> int:
         return len(self.staged) + self._long_words[n] * self.layout.chunk
@@ -226,7 +251,7 @@ class Skeleton(Emitter):
             for loop in dict.fromkeys(s.loop for s in self.states if s.loop):
                 self._long_pairs(loop, [s for s in self.states if s.loop == loop])
         step = layout.block_columns
-        if layout.panel:
+        if layout.panel or self.one_text:
             # Long work per pair: one text for whole and cut blocks costs a hundredth and saves registers.
             with src.block(f"for (int base = 0; base < count; base += {step})"):
                 src.do(f"block(base, base + {step} <= count);")
@@ -247,7 +272,7 @@ class Skeleton(Emitter):
                 f"at[c] = base + c / {run} * {layout.threads_j * run} + thread_j * {run} + c % {run};",
                 "column[c] = fs_lesser(tile_first + at[c], columns_last);",
             )
-        if layout.panel and not self._long_words:
+        if (layout.panel or self.one_text) and not self._long_words:
             # Read where they are needed, mostly past the panels: until then registers are for the accumulators.
             for word, n in enumerate(self.staged):
                 self.known(n, f"tile[at[c] * {self.words} + {word}]")

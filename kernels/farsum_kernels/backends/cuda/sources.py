@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from farsum_kernels.backends.cuda.bilinear import Bilinear
+from farsum_kernels.backends.cuda.bilinear import Bilinear, Product
 from farsum_kernels.backends.cuda.combine import combine_text
 from farsum_kernels.backends.cuda.filter import Filter
-from farsum_kernels.backends.cuda.layout import FILTER, Layout
+from farsum_kernels.backends.cuda.layout import FILTER, TENSOR, Layout
 from farsum_kernels.backends.cuda.skeleton import Skeleton
+from farsum_kernels.backends.cuda.tensor import TensorSums
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.job import Part
 
@@ -35,12 +36,14 @@ class Text:
     states   the components of the states of all reductions, one after the other
     chunks   blocks along the components of a long F
     repeats  rows of blocks that `combine` needs along the components of a long F
+    numbers  of a row, and of a column, that are made beforehand where tensor cores compute products
     """
 
     source: str
     states: tuple[Stored, ...]
     chunks: int
     repeats: int
+    numbers: tuple[int, int] = (0, 0)
 
 
 def kernel_text(
@@ -49,14 +52,21 @@ def kernel_text(
     dtype: str,
     computed: str,
     layout: Layout,
-    found: Bilinear | None = None,
+    found: Bilinear | Product | None = None,
 ) -> Text:
     """The text of the kernels for the reductions of one program, arrays of `dtype` and one layout.
 
-    found   what the layout of the filter is about
+    found   what the layout of the filter, or that of the tensor cores, is about
     """
     about = program, parts, SCALARS[computed], ELEMENTS[dtype], layout
-    kernel = Filter(*about, found) if found and layout.path == FILTER else Skeleton(*about)
+    kernel: Skeleton
+    match found:
+        case Bilinear() if layout.path == FILTER:
+            kernel = Filter(*about, found)
+        case Product() if layout.path == TENSOR:
+            kernel = TensorSums(*about, found)
+        case _:
+            kernel = Skeleton(*about)
     kernel.build()
     extents = [s.extent for s in kernel.states if s.loop]
     combine = combine_text(kernel.states, ELEMENTS[dtype], layout)
@@ -72,4 +82,5 @@ def kernel_text(
         states,
         max((-(-e // layout.chunk) for e in extents), default=1),
         max(extents, default=1),
+        (len(kernel.row_numbers), len(kernel.staged)) if isinstance(kernel, TensorSums) else (0, 0),
     )

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends.cuda.backend import CudaBackend
-from farsum_kernels.backends.cuda.launch import Kernel, made_by
+from farsum_kernels.backends.cuda.kernel import Kernel
+from farsum_kernels.backends.cuda.launch import made_by
 from farsum_kernels.backends.tables import reduced_over_j
 from farsum_kernels.job import RANGES, Extent, Spec
 from farsum_kernels.plan import Plan

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from farsum_kernels.backends.cuda.emit import TYPES, run_rule
 from farsum_kernels.backends.cuda.layout import IN_REGISTERS
+from farsum_kernels.backends.cuda.rules import TYPES, run_rule
 from farsum_kernels.backends.cuda.text import LARGEST, Value, literal
 from farsum_kernels.formula.lower import Terms
 from farsum_kernels.formula.reductions import Kind

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from farsum_kernels.backends.cuda.device import Driver, Module
 from farsum_kernels.backends.cuda.fold import fold_text
-from farsum_kernels.backends.cuda.layout import Layout, plan_for
+from farsum_kernels.backends.cuda.graphs import Call
+from farsum_kernels.backends.cuda.layout import TENSOR, Layout, plan_for
 from farsum_kernels.backends.cuda.sources import Text
 from farsum_kernels.backends.tables import batch_offsets, dense_tables, pairs_in, sparse_tables
 from farsum_kernels.formula.lower import Program
@@ -21,7 +22,7 @@ from farsum_kernels.job import Extent
 from farsum_kernels.plan import SLICE_S, Plan
 
 if TYPE_CHECKING:
-    from farsum_kernels.backends.cuda.launch import Kernel
+    from farsum_kernels.backends.cuda.kernel import Kernel
 
 Array = NDArray[Any]
 
@@ -74,7 +75,9 @@ class Variant:
             if len(self._grounds) >= MAX_GROUNDS:
                 self._grounds.clear()
             plan = self.plan(over_j)
-            tables = dense_tables(self.layout, over_j, plan.splits)
+            # What is packed for tensor cores is packed in whole tiles.
+            step = self.layout.tile if self.layout.path == TENSOR else 1
+            tables = dense_tables(self.layout, over_j, plan.splits, step)
             offsets = _offsets(self.kernel.program, shapes, over_j)
             known = self._grounds[key] = Ground(self.kernel.driver, plan, over_j, offsets, *tables)
         return known
@@ -115,17 +118,18 @@ class Variant:
         first: int,
         end: int,
         more: Sequence[Any] = (),
-    ) -> None:
-        """Queue the tasks from `first` to before `end`; `more` are arguments of kernels that take more than others."""
-        if end > first:
-            args = [*inputs, *tables, *states, np.int64(first), np.int64(ground.tasks), *more]
-            grid = end - first, self.text.chunks
-            self.module.launch("reduce", grid, (self.layout.threads, 1), 0, args)
+    ) -> list[Call]:
+        """The tasks from `first` to before `end`; `more` are arguments of kernels that take more than others."""
+        if end <= first:
+            return []
+        args = [*inputs, *tables, *states, np.int64(first), np.int64(ground.tasks), *more]
+        grid = end - first, self.text.chunks
+        return [Call(self.module, "reduce", grid, (self.layout.threads, 1), 0, args)]
 
     def combine(
         self, ground: Ground, states: Sequence[Any], outputs: Sequence[Any], rows: int, m: int
-    ) -> None:
-        """Queue the merging of the states of all parts, row by row, and what finishes them."""
+    ) -> list[Call]:
+        """The merging of the states of all parts, row by row, and what finishes them."""
         kernel = self.kernel
         listed = any(part.rule.listed for part in kernel.parts)
         lanes = 1 if listed or ground.parts < 8 else min(32, ground.parts // 4)
@@ -140,7 +144,7 @@ class Variant:
             np.int64(ground.per_batch), np.int64(ground.all_rows), np.int32(ground.parts),
         ]  # fmt: skip
         grid = ceil(rows / columns), self.text.repeats
-        self.module.launch("combine", grid, (columns, lanes), shared if lanes > 1 else 0, args)
+        return [Call(self.module, "combine", grid, (columns, lanes), shared if lanes > 1 else 0, args)]
 
 
 def _offsets(program: Program, shapes: Sequence[tuple[int, ...]], over_j: Extent) -> Array:
