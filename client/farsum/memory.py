@@ -43,7 +43,8 @@ class Memory:
     def meet(self, offer: wire.Passage | None) -> None:
         """What the server offers, as it has just said."""
         self.rest()
-        self._offer = offer
+        with self._lock:
+            self._offer = offer
 
     @contextmanager
     def link(self) -> Iterator[Link | None]:
@@ -77,12 +78,16 @@ class Memory:
         try:
             link = Link(offer, self._target)
         except (OSError, WireError):
-            self._offer = (
-                None  # not on this machine, or not for this user; the next greeting may offer another
-            )
-            return None
+            link = None  # not on this machine, or not for this user; the next greeting may offer another
         with self._lock:
-            self._links.add(link)
+            current = self._offer is offer  # neither closed nor greeted anew meanwhile
+            if current and link:
+                self._links.add(link)
+            elif current:
+                self._offer = None
+        if link and not current:
+            link.close()
+            link = None
         return link
 
     def _drop(self, link: Link) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from pathlib import Path
 
 from farsum_kernels.errors import ServerUnreachable, UnsafeBind
@@ -14,6 +15,8 @@ from farsum_kernels.errors import ServerUnreachable, UnsafeBind
 BACKLOG = 64
 # What Linux has room for in the address of a socket.
 MAX_PATH_BYTES = 107
+# A server that starts holds the directory for less than a millisecond.
+LOCK_S = 2.0
 
 
 def check_path(path: str) -> Path:
@@ -31,7 +34,7 @@ def check_path(path: str) -> Path:
         raise UnsafeBind(f"--memory-socket {path}: {folder}: {error.strerror}") from error
     if (
         not stat.S_ISDIR(found.st_mode)
-        or found.st_mode & stat.S_IWOTH
+        or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         or found.st_uid not in (0, os.geteuid())
     ):
         raise UnsafeBind(
@@ -52,7 +55,7 @@ def listen(path: Path) -> socket.socket:
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # two servers that start at once do not remove each other's socket
+        _lock(folder, taken)  # two servers that start at once do not remove each other's socket
         if path.is_symlink() or path.exists():
             if path.is_symlink() or not path.is_socket():
                 raise ServerUnreachable(f"{taken}: there is a file of that name, which is no socket")
@@ -71,6 +74,19 @@ def listen(path: Path) -> socket.socket:
     finally:
         os.close(folder)
     return listener
+
+
+def _lock(folder: int, taken: str) -> None:
+    """Whoever can read the directory can lock it, so it is not waited for without end."""
+    end = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                text = f"{taken}: another process keeps its directory locked; use one of mode 700"
+                raise ServerUnreachable(text) from None
+            time.sleep(0.01)
 
 
 def answers(path: Path) -> bool:

@@ -191,7 +191,9 @@ class Connection:
                     taken += 1
 
     async def _say(self, packet: wire.Packet) -> None:
-        await self._loop.sock_sendall(self._link, wire.encode_packet(packet))
+        """Raises TimeoutError when the client reads nothing for long."""
+        async with asyncio.timeout(self._idle_s):
+            await self._loop.sock_sendall(self._link, wire.encode_packet(packet))
 
     async def _hear(self, kind: type[P]) -> P:
         packet = wire.decode_packet(await self._read())
@@ -201,6 +203,9 @@ class Connection:
 
     async def _read(self) -> bytes:
         """One packet. Raises ConnectionError when the client is gone; descriptors that came with it are dropped."""
+        await asyncio.sleep(
+            0
+        )  # one that is there is read at once: without this a client that hurries stops the loop
         data = await self._loop.sock_recv(self._link, wire.MAX_PACKET_BYTES)
         if not data:
             raise ConnectionAbortedError("the client hung up")

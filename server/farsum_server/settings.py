@@ -69,7 +69,9 @@ class Settings(BaseSettings):
         default=0, ge=0, description="memory for arrays and results; 0: two fifths of the machine's"
     )
     store_warm_bytes: int = Field(
-        default=512 * MIB, ge=0, description="how much of it is kept ready beyond what is in use"
+        default=512 * MIB,
+        ge=0,
+        description="how much of it is kept ready beyond the most that was ever in use",
     )
     queue_limit: int = Field(
         default=256, ge=1, description="jobs that may wait or run; more are refused with a hint to retry"

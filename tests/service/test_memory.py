@@ -22,7 +22,7 @@ from farsum.upload import Item, upload_array, upload_arrays
 from farsum_kernels.errors import HandleGone, WireError
 from farsum_kernels.job import ArrayRef
 from farsum_proto import wire
-from farsum_proto.window import PLACE_BYTES, PLACES
+from farsum_proto.window import PLACE_BYTES, PLACES, Window
 from farsum_server.memory import MAX_CONNECTIONS
 from tests.service.relay import Relay
 from tests.service.server import Server, gaussian_sum, medium_job, points, running
@@ -206,6 +206,43 @@ def test_paths_that_mean_something_else_here(near: Server, case: str, tmp_path: 
         with engine.session.link() as link:
             assert link is None, "asked once, and then no more"
     assert carried(near, "memory") == before
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["connects", "fails"])
+def test_a_greeting_while_a_connection_is_opened(
+    session: Session, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was offered before is not used any more, and its failure says nothing of the new offer."""
+    assert session._memory
+    offer, attach = offered(session), Window.attach
+
+    def meet(*window: int) -> Window:
+        assert session._memory
+        session._memory.meet(wire.Passage(*offer))
+        if fails:
+            raise WireError("the old server is gone")
+        return attach(*window)
+
+    monkeypatch.setattr(Window, "attach", meet)
+    with session.link() as link:
+        assert link is None
+    monkeypatch.undo()
+    assert not session._memory._links
+    with session.link() as link:
+        assert link
+
+
+def test_closing_while_a_connection_is_opened(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    attach = Window.attach
+
+    def close(*window: int) -> Window:
+        session.close()
+        return attach(*window)
+
+    monkeypatch.setattr(Window, "attach", close)
+    with session.link() as link:
+        assert link is None
+    assert session._memory and not session._memory._links and not session._memory._idle
 
 
 def test_more_connections_than_there_may_be(near: Server, session: Session) -> None:

@@ -1,9 +1,11 @@
-"""What may go wrong beside memory: clients that lie, vanish or stop, servers that die, paths that others could take."""
+"""What may go wrong beside memory: clients that lie, vanish or stop, and servers that die."""
 
 from __future__ import annotations
 
 import array
+import asyncio
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -12,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +22,21 @@ import numpy as np
 import pytest
 
 from farsum.remote import RemoteEngine
-from farsum.session import Session
 from farsum.upload import upload_array
 from farsum_kernels.errors import (
     DigestMismatch,
     FarsumError,
-    ServerUnreachable,
     StoreFull,
     TruncatedStream,
-    UnsafeBind,
     WireError,
 )
 from farsum_kernels.job import ArrayRef
 from farsum_proto import tensor, wire
 from farsum_proto.window import PLACE_BYTES, PLACES, Window
-from farsum_server.local_socket import check_path, listen
+from farsum_server.daemon import Daemon
+from farsum_server.memory import Connection
 from tests.service.server import Server, expected, gaussian_sum, points, running
+from tests.service.test_daemon import LIMITS, with_daemon
 from tests.service.test_faults import until
 from tests.service.test_memory import carried, fetched, offered, ref_of
 from tests.service.test_residency import port_of, used
@@ -333,69 +335,46 @@ def test_a_server_that_is_killed(way: str, tmp_path: Path, monkeypatch: pytest.M
             server.stop()
 
 
-# ── the path ──────────────────────────────────────────────────────────────────────────────────────
+def test_a_client_that_reads_nothing(tmp_path: Path) -> None:
+    """It asks for the end of an array, of which nothing has to be taken, until nothing more can be said to it."""
+    with running("--memory-socket", str(tmp_path / "socket"), "--upload-idle-s", "0.3") as server:
+        with RemoteEngine(server.target) as engine:
+            upload_array(engine.session, item(ARRAY))
+        with raw(server) as client:
+            client.link.settimeout(1.0)
+            with pytest.raises(OSError):
+                while True:
+                    client.say(wire.Download(ref_of(ARRAY), UPLOAD.stream_bytes))
+            until(lambda: server.metric("farsum_memory_connections") == 0, "it is still waited for")
+        assert server.stop() == 0, "the array that nobody takes keeps it from stopping"
 
 
-def test_directories_that_others_can_write_to(tmp_path: Path) -> None:
-    os.chmod(tmp_path, 0o1777)
-    done = subprocess.run(
-        [sys.executable, "-m", "farsum_server.cli", "serve", "--port", "0", "--memory-socket", str(tmp_path / "s")],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 1 and "others cannot write to" in done.stderr and "Traceback" not in done.stderr
-    os.chmod(tmp_path, 0o700)
-    assert check_path(str(tmp_path / "s")) == tmp_path / "s"
-    for path, says in (
-        (tmp_path / "none" / "s", "No such file"),
-        (Path(__file__) / "s", "Not a directory|not a directory"),
-        (tmp_path / ("s" * 120), "at most 107 bytes"),
-    ):
-        with pytest.raises(UnsafeBind, match=says):
-            check_path(str(path))
-    if os.geteuid() == 0:
-        os.chown(tmp_path, 65534, 65534)
-        with pytest.raises(UnsafeBind, match="directory of yours"):
-            check_path(str(tmp_path / "s"))
+def test_a_client_that_hurries() -> None:
+    """Packets that are there already are not read one after the other while everybody else waits."""
 
+    async def scenario(daemon: Daemon) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        window, fd = Window.create()
+        os.close(fd)
+        with ours, theirs:
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            for packet in (UPLOAD, *[wire.Filled(1)] * 100):
+                theirs.send(wire.encode_packet(packet))
+            serving = asyncio.create_task(Connection(daemon, ours, window, 10.0).run())
+            heard = [0]
+            while sum(heard) < 101:  # `ahead`, and `taken` for each
+                await asyncio.sleep(0)
+                heard.append(0)
+                with suppress(BlockingIOError):
+                    while theirs.recv(wire.MAX_PACKET_BYTES):
+                        heard[-1] += 1
+            assert max(heard) <= 2
+            theirs.shutdown(socket.SHUT_RDWR)
+            await asyncio.wait([serving])
+            assert isinstance(serving.exception(), ConnectionError)
+        del serving
+        gc.collect()  # and with it the place that it looked into
+        window.close()
 
-def test_what_is_there_already(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    path.write_text("mine")
-    with pytest.raises(ServerUnreachable, match="no socket"):
-        listen(path)
-    assert path.read_text() == "mine"
-    path.unlink()
-    path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ServerUnreachable, match="no socket"):
-        listen(path)
-    path.unlink()
-    with listen(path) as first:
-        with pytest.raises(ServerUnreachable, match="another server"):
-            listen(path)
-        assert path.is_socket() and first.fileno() > 0
-    with listen(path):  # what the first one left
-        assert path.stat().st_mode & 0o777 == 0o600
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_another_user_is_not_served(near: Server, tmp_path: Path) -> None:
-    with running("--memory-socket", str(tmp_path / "socket")) as server:
-        os.chmod(tmp_path / "socket", 0o666)
-        folder: Path = tmp_path
-        while folder.stat().st_mode & 0o005 != 0o005:
-            os.chmod(folder, 0o755)
-            folder = folder.parent
-        script = (
-            "import os, socket, sys\nos.setgid(65534)\nos.setuid(65534)\n"
-            "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\ns.settimeout(10)\n"
-            "s.connect(sys.argv[1])\nprint(s.recv(10))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / "socket")],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.stdout == "b''\n", done.stderr
-        with RemoteEngine(server.target, memory=True) as engine:
-            assert isinstance(engine.session, Session) and engine.ping()["ready"]
+    with_daemon("Worker", scenario, replace(LIMITS, store_bytes=4 * MIB))
