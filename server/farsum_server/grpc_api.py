@@ -37,7 +37,7 @@ OPTIONS = (
     ("grpc.max_concurrent_streams", 128),
 )
 
-# A client that does not read gets no progress while so many messages wait for it.
+# A client that does not read gets no progress while so many messages wait for it, and is not read from either.
 MAX_OUTBOX = 64
 
 
@@ -53,6 +53,7 @@ class Session:
         self._wake: asyncio.Future[None] | None = None
         self._eof = False
         self._writing = False  # one task writes at a time
+        self._said = asyncio.Event()  # nothing waits to be written
         self._taking = False  # what is put now is written by the reader
 
     async def run(self) -> None:
@@ -81,6 +82,8 @@ class Session:
                 self._taking = False
             if self._outbox and not self._writing:
                 await self._say()  # answered already: this saves waking the writer
+            elif len(self._outbox) >= MAX_OUTBOX:
+                await self._said.wait()
         self._eof = True
         self._poke()
 
@@ -171,11 +174,13 @@ class Session:
     async def _say(self) -> None:
         """Send what is in the outbox. One task at a time: a stream takes one message after the other."""
         self._writing = True
+        self._said.clear()
         try:
             while self._outbox:
                 await self._context.write(self._outbox.popleft())
         finally:
             self._writing = False
+            self._said.set()
         self._idle()
 
 

@@ -167,6 +167,32 @@ def test_client_killed_while_its_formula_compiles() -> None:
         assert sum(worker.cpu_times()[:2]) - before < 0.1, "the worker computes for nobody"
 
 
+def test_a_client_that_asks_and_reads_nothing(server: Server) -> None:
+    """It is not read from either, so what waits for it takes no memory; once it reads, it has all its answers."""
+    claims = wire.Residency(tuple((os.urandom(32), bytes(wire.TOKEN_BYTES)) for _ in range(1000)))
+    sent, jobs, most = [0], 100, 2000
+
+    def messages() -> Iterator[bytes]:
+        yield wire.encode_hello("test")
+        for rows in range(5000, 5000 + jobs):  # through the queue, so that the session's own writer answers
+            form = wire.encode_form(gaussian_sum(reduction="KMin", k=3), {0: (rows, 3), 1: (1, 3)})
+            x = bytes(rows * 12)
+            contents = wire.Content(blake3(x).digest(), x), wire.Content(b"", bytes(12))
+            yield wire.encode_ask(rows, wire.Request(form, contents))
+        until(lambda: server.metric("farsum_inflight_requests") == 0, "the jobs never ended")
+        for sent[0] in range(1, most + 1):
+            yield wire.encode_residency(sent[0], claims)
+
+    with raw_channel(server) as channel:
+        answers = channel.stream_stream(wire.METHODS["Session"])(messages(), timeout=60)
+        before = -1
+        while not sent[0] or sent[0] > before:
+            before = sent[0]
+            time.sleep(0.5)
+        assert sent[0] < most
+        assert sum(1 for _ in answers) == 1 + jobs + most
+
+
 def test_ctrl_c_cancels_on_the_server(server: Server) -> None:
     script = (
         "import sys\nfrom farsum.remote import RemoteEngine\n"
