@@ -31,10 +31,11 @@ from farsum_server import queue
 from farsum_server.arena import Allocator, Arena
 from farsum_server.bulk import Bulk, Chunk
 from farsum_server.clients import Client
+from farsum_server.devices import Device, Devices
 from farsum_server.express import Express
-from farsum_server.jobs import Answer, Begun, Device, Job, Limits, OnProgress
+from farsum_server.jobs import Answer, Begun, Job, Limits, OnProgress
 from farsum_server.metrics import Metrics
-from farsum_server.process import WORKER, WorkerProcess
+from farsum_server.process import WORKER
 from farsum_server.store import Store
 from farsum_server.supply import Supply
 
@@ -45,9 +46,6 @@ SLICE_S = 0.1
 MAX_PAUSE_S = 2.0
 # Only the order of magnitude counts: node evaluations of one worker in a second.
 NODES_PER_S = 2e9
-RESTART_PAUSES_S = (0.0, 0.5, 2.0, 10.0, 30.0)
-# A worker that lived this long was healthy, and its successor starts without a pause.
-HEALTHY_S = 60.0
 
 
 class Daemon:
@@ -77,16 +75,8 @@ class Daemon:
         self._jobs: dict[int, Job] = {}
         self._next_job = 0
         self._draining = False
-        self._stopped = False
         self._ticker: asyncio.Task[None] | None = None
-        self._devices = [
-            Device(
-                WorkerProcess(
-                    n, self._arena, self._event, self._lost, threads=threads, worker=worker, device=device
-                )
-            )
-            for n, device in enumerate(devices)
-        ]
+        self._devices = Devices(devices, self._arena, self._event, self._lost, threads=threads, worker=worker)
         self._supply = Supply(self._store, self._bulk)
         self.settle_claims = self._supply.settle_claims
         self._express = Express(self._forms, self._store, self._devices)
@@ -112,19 +102,13 @@ class Daemon:
 
     def start(self) -> None:
         self._warm_ahead()
-        for device in self._devices:
-            self._spawn(device)
+        self._devices.start()
         self._ticker = asyncio.get_running_loop().create_task(self._tick_forever())
-
-    def _spawn(self, device: Device) -> None:
-        if not self._stopped:
-            device.started = time.monotonic()
-            device.process.start()
 
     @property
     def devices(self) -> list[wire.Device]:
         """The workers that are ready."""
-        return [d.about for d in self._devices if d.about]
+        return self._devices.ready
 
     @property
     def ready(self) -> bool:
@@ -136,12 +120,7 @@ class Daemon:
 
     async def wait_ready(self, timeout_s: float) -> bool:
         """Whether all workers came up in time."""
-        end = time.monotonic() + timeout_s
-        while len(self.devices) < len(self._devices):
-            if time.monotonic() > end or all(d.failures >= 2 for d in self._devices):
-                return False
-            await asyncio.sleep(0.02)
-        return True
+        return await self._devices.wait_ready(timeout_s)
 
     async def drain(self) -> None:
         """Take no new work; return when all accepted work is done and its results are fetched."""
@@ -155,13 +134,11 @@ class Daemon:
 
     def stop(self) -> None:
         """End the workers. Jobs that are left get Cancelled."""
-        self._stopped = True
         if self._ticker:
             self._ticker.cancel()
         for job in list(self._jobs.values()):
             self._settle(job, Cancelled("the server stopped"))
-        for device in self._devices:
-            device.process.stop()
+        self._devices.stop()
 
     def close(self) -> None:
         """Give the memory back, when nobody can be reading it."""
@@ -305,10 +282,7 @@ class Daemon:
     def _event(self, worker: int, job_id: int, event: wire.Event) -> None:
         device = self._devices[worker]
         if isinstance(event, wire.Ready):
-            device.about = wire.Device(
-                event.device.name, event.device.kind, event.device.threads, device.process.starts - 1
-            )
-            log.info("worker ready", worker=worker, device=event.device.name, pid=device.process.pid)
+            self._devices.came_up(worker, event.device)
             self._handle(queue.WorkerUp(worker))
             return
         job = self._jobs[job_id]
@@ -338,20 +312,9 @@ class Daemon:
                 self._settle(job, error)
 
     def _lost(self, worker: int) -> None:
-        device = self._devices[worker]
-        lived = time.monotonic() - device.started
-        was_up, device.about, device.job = device.about is not None, None, None
-        device.failures = 0 if was_up and lived > HEALTHY_S else device.failures + 1
-        pause = (
-            RESTART_PAUSES_S[min(device.failures - 1, len(RESTART_PAUSES_S) - 1)] if device.failures else 0.0
-        )
-        log.error("worker lost", worker=worker, lived_s=round(lived, 1), restart_in_s=pause)
-        if self._stopped:
-            return
-        if was_up:
-            self._handle(queue.WorkerLost(worker))
         self.metrics.restarts.inc()
-        asyncio.get_running_loop().call_later(pause, self._spawn, device)
+        if self._devices.lost(worker):
+            self._handle(queue.WorkerLost(worker))
 
     def _outcome(self, job: Job, event: wire.Finished) -> wire.Outputs | wire.Outlook | FarsumError:
         try:

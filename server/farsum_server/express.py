@@ -5,11 +5,12 @@ For a daemon that has nothing else to do. What takes longer than a moment is the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from farsum_kernels.job import Spec
 from farsum_proto import wire
-from farsum_server.jobs import Begun, Device
+from farsum_server.devices import Device
+from farsum_server.jobs import Begun
 from farsum_server.store import Store
 
 # A job of fewer node evaluations is waited for in place, for so long at most: the loop stands still meanwhile.
@@ -19,7 +20,7 @@ SMALL_NODES, SMALL_S = 1e7, 0.001
 class Express:
     """Asks the workers of one daemon. `sent` counts the bytes of the results."""
 
-    def __init__(self, forms: wire.FormCache, store: Store, devices: Sequence[Device]) -> None:
+    def __init__(self, forms: wire.FormCache, store: Store, devices: Iterable[Device]) -> None:
         self._forms = forms
         self._store = store
         self._devices = devices

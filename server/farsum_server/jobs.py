@@ -1,4 +1,4 @@
-"""What the daemon knows of a job and of a worker, and what it allows. Values; they decide nothing."""
+"""What the daemon knows of a job, and what it allows. Values; they decide nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import NamedTuple
 from farsum_kernels.errors import FarsumError
 from farsum_proto import wire
 from farsum_server.clients import Client
-from farsum_server.process import WorkerProcess
 from farsum_server.store import Held
 
 OnProgress = Callable[[float, tuple[bytes, ...]], None]
@@ -55,14 +54,3 @@ class Begun(NamedTuple):
 
     job: int
     worker: int
-
-
-@dataclass(slots=True)
-class Device:
-    process: WorkerProcess
-    about: wire.Device | None = None  # None until it has reported ready
-    job: int | None = None
-    compiling: bool = False
-    since: float = 0.0
-    started: float = 0.0
-    failures: int = 0
