@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from farsum_kernels.errors import DeviceMissing
+from farsum_kernels.errors import DeviceMissing, FormulaTooLarge
 from farsum_kernels.job import Extent, Spec
 from farsum_kernels.plan import Plan
 
@@ -108,7 +108,7 @@ class Compiler:
     def kernel(self, spec: Spec) -> Kernel:
         """The kernel of a reduction, compiled now if it is new.
 
-        Raises FormulaTooLarge when the formula lowers to more code than the limits allow.
+        Raises FormulaTooLarge when the formula lowers to more code than the limits allow, or is too deep for a pass.
         """
         with self._lock:
             if held := self._kernels.get(spec.digest):
@@ -121,9 +121,17 @@ class Compiler:
         if held:
             return held.result()
         try:
-            mine.set_result(self._backend.compile(spec))
+            mine.set_result(self._compiled(spec))
         except BaseException as error:
             with self._lock:
                 self._kernels.pop(spec.digest, None)
             mine.set_exception(error)
         return mine.result()
+
+    def _compiled(self, spec: Spec) -> Kernel:
+        try:
+            return self._backend.compile(spec)
+        except RecursionError:
+            raise FormulaTooLarge(
+                "the formula is nested too deeply to be compiled: build long sums as trees, or split the formula"
+            ) from None

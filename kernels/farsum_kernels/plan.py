@@ -124,6 +124,8 @@ def layout_for(program: Program, rules: Sequence[Reduction], itemsize: int, mach
     strip, chunk = _strip(program, rules, rows, wide)
     if not strip and any(lazy):
         strip = STRIP_LAZY
+    if not strip and any(map(rises_late, program.terms, rules)):
+        strip = TILE
     if len(program.code) > LONG:
         rows = columns = chunk = 1
     tile = min(_tile(t, rule) for t, rule in zip(program.terms, rules, strict=True))
@@ -142,8 +144,13 @@ def is_lazy(program: Program, terms: Terms, rule: Reduction) -> bool:
     )
 
 
+def rises_late(terms: Terms, rule: Reduction) -> bool:
+    """Do sums beside a maximum go on beside an old one until it is far too low?"""
+    return rule.calm is not None and not rule.peaked and not terms.long
+
+
 def _tile(terms: Terms, rule: Reduction) -> int:
-    if not rule.additive:
+    if not rule.additive and not rises_late(terms, rule):
         return TILE_SHIFTED
     return TILE_LONG if terms.loop else TILE
 
@@ -157,14 +164,17 @@ def _blocking(terms: Terms, rule: Reduction, wide: bool, looped: bool, lazy: boo
         return (4, 4) if wide else (2, 4)
     if rule.listed:
         return 1, 2
-    if Kind.WIDE in kinds and Kind.VALUE in kinds:  # shifted sums: one rescale per block of columns
-        return 1, 16 if wide else 8
+    sums = terms.dim
+    if Kind.WIDE in kinds and Kind.VALUE in kinds:
+        if not rises_late(terms, rule):  # one rescale per block of columns
+            return 1, 16 if wide else 8
+        sums = len(rule.state(1, len(terms.weight))) - 1
     if lazy:
         return (3, 8) if wide else (3, 4)
     if rule.gate:
         return (4, 4) if wide else (1, 8)
     # Sums of several components fill the registers with fewer rows.
-    return (3, 1) if wide and terms.dim <= 2 else (2, 1)
+    return (3, 1) if wide and sums <= 2 else (2, 1)
 
 
 def _strip(program: Program, rules: Sequence[Reduction], rows: int, wide: bool) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from farsum_kernels.errors import (
     DimensionError,
     DtypeError,
     FarsumError,
+    FormulaTooLarge,
     MessageTooLarge,
     ProtocolMismatch,
     ServerUnreachable,
@@ -29,9 +30,11 @@ from farsum_kernels.errors import (
     UnknownOperation,
     WireError,
 )
-from farsum_kernels.job import ArrayRef
+from farsum_kernels.formula.expr import I, J, constant, node, variable
+from farsum_kernels.job import ArrayRef, Spec
 from farsum_proto import tensor, wire
 from farsum_proto.v1 import farsum_pb2 as pb
+from farsum_server.engine import LocalEngine
 from tests.service.server import Server, gaussian_sum, points, raw_channel
 
 
@@ -319,3 +322,17 @@ def test_something_else_answers(server: Server) -> None:
 def test_every_method_of_the_proto_is_served(server: Server) -> None:
     service = pb.DESCRIPTOR.services_by_name["Reductions"]
     assert {f"/{service.full_name}/{m.name}" for m in service.methods} <= set(wire.METHODS.values())
+
+
+def test_a_formula_that_is_too_deep_to_compile(engine: RemoteEngine) -> None:
+    x, y, f = variable(0, 3, I), variable(1, 3, J), variable(2, 1, J)
+    distance = node("SqDist", x, y)
+    for n in range(600):
+        f = node(
+            "Add", f, node("Exp", node("Minus", node("Mult", constant(0.01 * n), node("Add", distance, f))))
+        )
+    spec, arrays = Spec(f, "Sum", 1, "float32", None, 0), points(5, 5)
+    for one in (engine, LocalEngine()):
+        with pytest.raises(FormulaTooLarge, match="too deeply"):
+            one.prepare(spec).run(arrays)
+    assert engine.prepare(gaussian_sum()).run(arrays).values[0].shape == (5, 1)

@@ -73,6 +73,9 @@ def test_settings_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
         assert first("http port").state == "warning"
     monkeypatch.setenv("FARSUM_HOST", "0.0.0.0")
     assert (first("settings").error, first("settings").state) == ("UnsafeBind", "failed")
+    monkeypatch.setenv("FARSUM_HOST", "127.0.0.1")
+    monkeypatch.setenv("FARSUM_MEMORY_SOCKET", "/dev/shm/farsum.sock")
+    assert first("settings").error == "UnsafeBind" and "others cannot write to" in first("settings").text
     monkeypatch.setenv("FARSUM_DEVICE", "gpu")
     assert first("settings").text.startswith("device:")
 

@@ -17,7 +17,7 @@ Optional, for speed only:
   step     for ordered lists of K: how one slot of the list meets an incoming term
   peak     of sums of exp(x)·g that are held as multiples of exp(m): the new m after a block of terms x
   share    of the same: what a term x counts for beside m, exp(x − m); sums so far are rescaled by it too
-  calm     of the same: the state after terms of which none is above m, so that nothing is rescaled
+  calm     of the same: the state after terms of which none is far above m, so that nothing is rescaled
 
 Conventions (docs/parity.md): NaN propagates through sums and is skipped by min and max; ties go to the
 smallest index; an empty reduction gives the identity, with index 0.
@@ -63,6 +63,7 @@ class Reduction:
       weighted  a weight formula is required
       additive  merging is adding, component by component
     listed    the state is a list of K (value, index) pairs per component, best first
+      peaked    m itself is an output, so it has to be the largest term
     """
 
     name: str
@@ -87,6 +88,7 @@ class Reduction:
     weight: str = "none"
     additive: bool = False
     listed: bool = False
+    peaked: bool = False
 
     def accumulate(self, state: State, terms: Sequence[Term], indices: Sequence[Val]) -> State:
         """The state after a block of terms, in order."""
@@ -219,6 +221,7 @@ def _shifted(
         saves=saves,
         scalar=True,
         weight=weight,
+        peaked=finish is _raw,
     ))  # fmt: skip
 
 

@@ -67,8 +67,8 @@ def machine(threads: int | None = None) -> Machine:
 
 
 def has_scalef() -> bool:
-    """AVX-512 multiplies by powers of two in one saturating instruction."""
-    return has_feature("avx512f")
+    """AVX-512 multiplies by powers of two in one saturating instruction, and gives what rounding takes away in one."""
+    return has_feature("avx512f") and has_feature("avx512dq")
 
 
 class Library:

@@ -33,7 +33,7 @@ class Shape:
 
     lanes: int
     scalar: str
-    scalef: bool = False  # AVX-512: multiply by a power of two, saturating, in one instruction
+    scalef: bool = False  # AVX-512 with DQ: multiplies by a power of two, saturating; the rest of rounding
 
     @property
     def bits(self) -> int:
@@ -164,15 +164,23 @@ class Vec:
         """What takes a whole number to the last digits when it is added: AVX2 converts no double to int64."""
         return 1.5 * 2.0**self.mantissa
 
+    def _avx512(self, name: str, *args: tuple[str, str]) -> str:
+        """An operation of AVX-512, unmasked, rounding as everywhere."""
+        which, mask = ("ps", "i16") if self.shape.scalar == "float" else ("pd", "i8")
+        return self.fn.call(
+            self.f, f"llvm.x86.avx512.mask.{name}.{which}.512",
+            *args, (self.f, "zeroinitializer"), (mask, "-1"), ("i32", "4"),
+        )  # fmt: skip
+
+    def _rest(self, x: str) -> str:
+        """x less the nearest whole number, with AVX-512."""
+        return self._avx512("reduce", (self.f, x), ("i32", "0"))
+
     def _scaled(self, x: str, n: str) -> str:
         """x · 2^n for a whole number n."""
         shape = self.shape
         if shape.scalef:
-            which, mask = ("ps", "i16") if shape.scalar == "float" else ("pd", "i8")
-            return self.fn.call(
-                self.f, f"llvm.x86.avx512.mask.scalef.{which}.512",
-                (self.f, x), (self.f, n), (self.f, "zeroinitializer"), (mask, "-1"), ("i32", "4"),
-            )  # fmt: skip
+            return self._avx512("scalef", (self.f, x), (self.f, n))
         # In two steps, so that results below the smallest normal number are reached gradually.
         bias = shape.number(self._rounder + (127 if shape.scalar == "float" else 1023))
         half = self.binary("fadd", self.binary("fmul", n, shape.number(0.5)), bias)
@@ -195,9 +203,9 @@ class Vec:
     def exp2(self, x: str) -> str:
         """2^x to 2 ulp; 0 and inf outside the range, NaN stays."""
         if self.shape.scalef:
-            # Of an infinite x the rest is NaN, but vscalef of a NaN by 2^±inf is inf or 0: it saturates by itself.
-            n = self.intrinsic("roundeven", x)
-            return self.two_to(n, self.fn.let(f"fsub {self.f} {x}, {n}"))
+            # What is left after rounding comes in one instruction where rounding takes two, and is 0 of an infinite x.
+            f = self._rest(x)
+            return self.two_to(self.fn.let(f"fsub {self.f} {x}, {f}"), f)
         low, high = (-151.0, 129.0) if self.shape.scalar == "float" else (-1077.0, 1025.0)
         x = self.clamped(x, low, high)
         n = self.intrinsic("roundeven", x)
