@@ -63,7 +63,7 @@ class Layout:
     panel                  components of long vectors staged at once; 0 if there are none
     chunk                  components of a long F that one block computes
     resident               blocks that a processor is to hold at once, which bounds registers; 0 leaves it to the compiler
-    path                   DIRECT or FILTER
+    path                   DIRECT, FILTER or TENSOR
     powers                 entries of a table of powers of two in shared memory, for float64; 0 without
     polynomials            rows of a thread whose powers of two are polynomials, so that the others' special functions
                            do not keep the units for those waiting alone
