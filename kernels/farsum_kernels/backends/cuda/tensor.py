@@ -19,6 +19,8 @@ from farsum_kernels.formula.lower import Program
 from farsum_kernels.job import Part
 from farsum_kernels.scalar.ir import I
 
+NUMBERS_BYTES = 6 << 10  # of the numbers of a tile of columns
+
 
 class TensorSums(Skeleton):
     """`reduce` and the kernels that pack its points, `tensor_rows` and `tensor_columns`."""
@@ -55,6 +57,11 @@ class TensorSums(Skeleton):
                 live.add(n)
                 stack.extend(() if n == self._about.place else code[n].args)
         return [[u for u in uses if u in live and u != self._about.place] for uses in super()._uses]
+
+    @cached_property
+    def staged(self) -> list[int]:
+        """As for every kernel, as many as there is room for twice beside the packed points."""
+        return super().staged[: NUMBERS_BYTES // (self.layout.tile * self.item_bytes)]
 
     @property
     def row_numbers(self) -> list[int]:
