@@ -172,8 +172,12 @@ class Vec:
             *args, (self.f, "zeroinitializer"), (mask, "-1"), ("i32", "4"),
         )  # fmt: skip
 
+    def _rest(self, x: str) -> str:
+        """x less the nearest whole number, with AVX-512."""
+        return self._avx512("reduce", (self.f, x), ("i32", "0"))
+
     def _scaled(self, x: str, n: str) -> str:
-        """x · 2^n for a whole number n; with AVX-512 for the whole number below n."""
+        """x · 2^n for a whole number n."""
         shape = self.shape
         if shape.scalef:
             return self._avx512("scalef", (self.f, x), (self.f, n))
@@ -198,13 +202,11 @@ class Vec:
 
     def exp2(self, x: str) -> str:
         """2^x to 2 ulp; 0 and inf outside the range, NaN stays."""
-        s = self.shape
-        if s.scalef:
-            # vscalef takes the whole number below x itself. The rest, in [0, 1], is one instruction, and 0 of an infinite x.
-            f = self._avx512("reduce", (self.f, x), ("i32", "1"))
-            p = self.fma(self.polynomial(f, co.EXP2_UP[s.scalar]), f, s.number(1.0))
-            return self._scaled(p, x)
-        low, high = (-151.0, 129.0) if s.scalar == "float" else (-1077.0, 1025.0)
+        if self.shape.scalef:
+            # What is left after rounding comes in one instruction where rounding takes two, and is 0 of an infinite x.
+            f = self._rest(x)
+            return self.two_to(self.fn.let(f"fsub {self.f} {x}, {f}"), f)
+        low, high = (-151.0, 129.0) if self.shape.scalar == "float" else (-1077.0, 1025.0)
         x = self.clamped(x, low, high)
         n = self.intrinsic("roundeven", x)
         return self.two_to(n, self.binary("fsub", x, n))
