@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import measure
 from benchmarks.gpu_peers import differs, peer_of
 from benchmarks.gpu_workloads import Row, rows
 from benchmarks.measure import machine, save
@@ -32,6 +33,7 @@ from farsum_kernels.backends.cuda import nvrtc
 from farsum_kernels.backends.cuda.kernel import Kernel
 from farsum_kernels.backends.cuda.layout import FILTER, TENSOR
 from farsum_kernels.backends.cuda.resident import Resident
+from farsum_kernels.errors import DeviceFault
 from farsum_kernels.job import check_arrays
 
 BUDGET_S = 450.0  # of all of it
@@ -39,21 +41,26 @@ TESTS_S, SANITIZER_S, COMPILING_S = 150.0, 60.0, 60.0  # at most
 ROUNDS, ROUNDS_S = 7, 2.5  # of a measurement, and what it may take
 AWAY = 0.02  # how far a peer's answer may be from ours
 WRONG = 1e-4  # relative to the largest value
-FEW_ROWS = 64  # of which the answer is compared with the dense definition
+FEW_ROWS, FEW_NUMBERS = 64, 10**8  # of which the answer is compared with the dense definition
 AT_ONCE = 6  # compilations of pykeops
 SMALL_CALLS = 200
 NEVER = 1 << 30
+LEAST_S = 20.0  # that are worth another process
 
 
 class Report:
     """The figures so far. Each step is caught, bounded and written down.
 
-    name   of the file; None writes nothing, and then a step that fails ends the run
+    name       of the file; None writes nothing, and then a step that fails ends the run
+    poisoned   a kernel faulted, and nothing on the card works any more for this process
     """
 
-    def __init__(self, name: str | None, budget_s: float) -> None:
+    def __init__(self, name: str | None, budget_s: float, resumed: bool = False) -> None:
         self.figures: dict[str, Any] = {"workloads": {}, "failed": {}}
+        if resumed:
+            self.figures |= json.loads((measure.RESULTS / f"{name}.json").read_text())
         self._name, self._end = name, time.monotonic() + budget_s
+        self.poisoned = False
 
     @property
     def left(self) -> float:
@@ -71,6 +78,7 @@ class Report:
             if self._name is None:
                 raise
             failed = f"{type(error).__name__}: {error}"
+            self.poisoned |= isinstance(error, DeviceFault) or "CUDA error" in failed
             if not isinstance(error, TimeoutError):
                 traceback.print_exc()
         if failed:
@@ -121,7 +129,8 @@ def error_of(row: Row, values: tuple[np.ndarray, ...]) -> float:
     worst = 0.0
     member = (0,) * len(row.batch)
     arrays = {n: a[member] if row.batch else a for n, a in row.arrays.items()}
-    picked = np.linspace(0, row.m - 1, min(FEW_ROWS, row.m)).astype(int)
+    most = max(1, FEW_NUMBERS // (row.n * max(v.dim for v in row.spec.inputs.values())))
+    picked = np.linspace(0, row.m - 1, min(FEW_ROWS, most, row.m)).astype(int)
     category = {v.params[0]: v.params[2] for v in row.spec.inputs.values()}
     few = {n: np.ascontiguousarray(a[picked]) if category[n] == 0 else a for n, a in arrays.items()}
     for got, want in zip(values, reference.run(row.spec, few), strict=True):
@@ -148,19 +157,38 @@ def ours(driver: Any, row: Row, dry: bool) -> tuple[dict[str, Any], tuple[np.nda
     return figures, values
 
 
-def beside(library: str, row: Row, seconds: float, values: tuple[np.ndarray, ...], dry: bool) -> Any:
-    """A peer: its seconds, the ratio to ours, how far its answer is away; None where it has no such workload."""
-    run = peer_of(library, row, "cpu" if dry else "cuda")
-    if run is None:
-        return None
-    away = differs(run(), values[0])
-    # Pairs of nearly equal distance may change places; a dense matrix of distances is less exact than ours.
-    assert not dry or away < AWAY, f"{row.name}: {library} is away by {away}"
-    theirs = seconds_of(run, 1 if dry else ROUNDS)
-    found = {"seconds": theirs, "ratio": theirs / seconds, "differs": away}
-    if library == "pykeops" and row.bar:
-        found |= {"bar": row.bar, "met": theirs / seconds >= row.bar}
-    return found
+class Peers:
+    """The answers and times of other libraries; each is asked once for rows that are the same but for our way."""
+
+    def __init__(self, dry: bool) -> None:
+        self._dry = dry
+        self._known: dict[Any, tuple[float, Any] | None] = {}
+
+    def beside(self, library: str, row: Row, seconds: float, values: tuple[np.ndarray, ...] | None) -> Any:
+        """A peer's seconds, the ratio to ours, how far its answer is away; None where it has no such workload."""
+        key = library, row.spec.digest, row.m, row.n, row.batch
+        if key not in self._known:
+            self._known[key] = self._asked(library, row)
+        if (known := self._known[key]) is None:
+            return None
+        theirs, answer = known
+        found = {"seconds": theirs, "ratio": theirs / seconds}
+        if values is not None:
+            found["differs"] = away = differs(answer, values[0])
+            # Pairs of nearly equal distance may change places; a dense matrix of distances is less exact than ours.
+            assert not self._dry or away < AWAY, f"{row.name}: {library} is away by {away}"
+        if library == "pykeops" and row.bar:
+            found |= {"bar": row.bar, "met": theirs / seconds >= row.bar}
+        return found
+
+    def _asked(self, library: str, row: Row) -> tuple[float, Any] | None:
+        run = peer_of(library, row, "cpu" if self._dry else "cuda")
+        if run is None:
+            return None
+        answer = run()
+        if hasattr(answer, "cpu"):
+            answer = answer.cpu()
+        return seconds_of(run, 1 if self._dry else ROUNDS), answer
 
 
 def small_calls(driver: Any, dry: bool) -> dict[str, Any]:
@@ -255,34 +283,41 @@ def proof(report: Report, chosen: list[Row]) -> None:
 
 
 def measured(report: Report, driver: Any, chosen: list[Row], dry: bool) -> None:
-    """Our own figures, then those of the peers beside them."""
+    """Our own figures, then those of the peers beside them; what the report has already is left alone."""
     answers: dict[str, tuple[np.ndarray, ...]] = {}
+    workloads, failed, others = report.figures["workloads"], report.figures["failed"], Peers(dry)
+
+    def step(what: str, call: Callable[[], Any]) -> Any:
+        return None if report.poisoned or what in failed else report.step(what, call)
+
     for row in chosen:
 
         def own(row: Row = row) -> Any:
             figures, answers[row.name] = ours(driver, row, dry)
-            report.figures["workloads"][row.name] = figures
+            workloads[row.name] = figures
             assert not dry or figures["right"], f"{row.name} is wrong: {figures}"
             return figures
 
-        report.step(row.name, own)
+        if row.name not in workloads:
+            step(row.name, own)
     for library in ("pykeops", "torch", "faiss"):
         if library == "torch":
-            report.figures["small calls"] = report.step("small calls", lambda: small_calls(driver, dry))
-            if not dry:
+            if report.figures.get("small calls") is None:
+                report.figures["small calls"] = step("small calls", lambda: small_calls(driver, dry))
+            if not dry and "memcheck" not in report.figures:
                 sanitized(report)
         for row in chosen:
-            known = report.figures["workloads"].get(row.name)
-            if known is None:
+            known = workloads.get(row.name)
+            if known is None or library in known:
                 continue
 
             def other(row: Row = row, known: Any = known, library: str = library) -> Any:
-                found = beside(library, row, known["seconds"], answers[row.name], dry)
+                found = others.beside(library, row, known["seconds"], answers.get(row.name))
                 if found:
                     known[library] = found
                 return found
 
-            report.step(f"{library} on {row.name}", other)
+            step(f"{library} on {row.name}", other)
 
 
 def sanitized(report: Report) -> None:
@@ -299,6 +334,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], help="workloads by name, in every way")
     parser.add_argument("--commit", default="", help="of the code that is measured, where git is not at hand")
     parser.add_argument("--seconds", type=float, default=BUDGET_S, help="of all of it")
+    parser.add_argument(
+        "--resume", default="", help="go on with the report of this name, in a process without a fault"
+    )
     wanted = parser.parse_args()
     chosen = [
         row
@@ -316,14 +354,20 @@ def main() -> int:
 
     driver = CudaDriver()
     card = driver.name.lower().replace(" ", "-")
-    report = Report(f"{card}-{datetime.now(UTC):%Y-%m-%d}", wanted.seconds)
-    commit, about = wanted.commit or _commit(), machine()
-    # From the source roots nothing is installed: the commit says which version it is.
-    about["packages"]["farsum"] = about["packages"]["farsum"] or commit
-    report.figures |= {"card": driver.name, "commit": commit, "machine": about, "nvrtc": nvrtc.version()}
-    report.figures["before"] = report.step("clocks", clocks)
-    proof(report, chosen)
+    name = wanted.resume or f"{card}-{datetime.now(UTC):%Y-%m-%d}"
+    report = Report(name, wanted.seconds, bool(wanted.resume))
+    if not wanted.resume:
+        commit, about = wanted.commit or _commit(), machine()
+        # From the source roots nothing is installed: the commit says which version it is.
+        about["packages"]["farsum"] = about["packages"]["farsum"] or commit
+        report.figures |= {"card": driver.name, "commit": commit, "machine": about, "nvrtc": nvrtc.version()}
+        report.figures["before"] = report.step("clocks", clocks)
+        proof(report, chosen)
     measured(report, driver, chosen, False)
+    if report.poisoned and report.left > LEAST_S:
+        # What failed is in the report, and is not tried again.
+        again = [*sys.argv[1:], "--resume", name, "--seconds", str(report.left)]
+        return subprocess.run([sys.executable, "-m", "benchmarks.gpu_check", *again], check=False).returncode
     report.figures["after"] = report.step("clocks after", clocks)
     report.write()
     wrong = [name for name, figures in report.figures["workloads"].items() if not figures["right"]]

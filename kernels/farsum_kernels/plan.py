@@ -164,17 +164,16 @@ def _blocking(terms: Terms, rule: Reduction, wide: bool, looped: bool, lazy: boo
         return (4, 4) if wide else (2, 4)
     if rule.listed:
         return 1, 2
-    sums = terms.dim
     if Kind.WIDE in kinds and Kind.VALUE in kinds:
-        if not rises_late(terms, rule):  # one rescale per block of columns
-            return 1, 16 if wide else 8
-        sums = len(rule.state(1, len(terms.weight))) - 1
+        if rises_late(terms, rule):
+            return (4, 1) if wide else (2, 1)
+        return 1, 16 if wide else 8  # one rescale per block of columns
     if lazy:
         return (3, 8) if wide else (3, 4)
     if rule.gate:
         return (4, 4) if wide else (1, 8)
     # Sums of several components fill the registers with fewer rows.
-    return (3, 1) if wide and sums <= 2 else (2, 1)
+    return (3, 1) if wide and terms.dim <= 2 else (2, 1)
 
 
 def _strip(program: Program, rules: Sequence[Reduction], rows: int, wide: bool) -> tuple[int, int]:

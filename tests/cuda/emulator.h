@@ -201,6 +201,7 @@ namespace emulator {
 typedef double Row __attribute__((vector_size(64)));
 typedef unsigned long long RowBits __attribute__((vector_size(64)));
 typedef int RowWhole __attribute__((vector_size(32)));
+typedef unsigned RowSum __attribute__((vector_size(32)));  // wraps where numbers are infinite or NaN, whose sum is plain
 
 // c plus 16 exact products as the tensor core that keeps least adds: all are cut off, towards zero, at the last bit of a
 // float32 as large as the largest of them, and so is their sum.
@@ -214,9 +215,9 @@ static inline void tensor_sum(float (&c)[8], const float (&a)[16], const Row (&b
         plain += p;
     }
     Row step = (Row)((RowBits)largest & 0x7ff0000000000000ull) * 0x1p-23, scale = 1 / step;
-    RowWhole whole = {};
-    for (const Row& p : products) whole += __builtin_convertvector(p * scale, RowWhole);
-    Row sum = __builtin_convertvector(whole, Row) * step;
+    RowSum whole = {};
+    for (const Row& p : products) whole += (RowSum)__builtin_convertvector(p * scale, RowWhole);
+    Row sum = __builtin_convertvector((RowWhole)whole, Row) * step;
     for (unsigned n = 0; n < 8; ++n) {
         if (!std::isfinite(plain[n]) || largest[n] < 0x1p-100) sum[n] = plain[n];
         float nearest = (float)sum[n];

@@ -80,6 +80,15 @@ def test_long_vectors_pass_in_chunks(order: Order) -> None:
     agree(over_distances("Min_ArgMin", 136), normal(140, 333, 136), order=order)
 
 
+@pytest.mark.parametrize(
+    "dim", [3, pytest.param(10, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow)]
+)
+def test_short_vectors(dim: int) -> None:
+    agree(over_distances("Min_ArgMin", dim), normal(150, 500, dim))
+    agree(over_distances("KMin_ArgKMin", dim, k=3), close_ones(dim=dim))
+    agree(reduced(node("Minus", node("Scalprod", *points(dim))), "ArgMax"), normal(70, 300, dim))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", [20, 300])
 @pytest.mark.parametrize(
@@ -193,15 +202,16 @@ def test_a_filter_that_lets_everything_through_gives_up() -> None:
 
 def test_vectors_inside_wider_rows() -> None:
     x, y = points(50)
-    inner = [node("Extract", v, params=(7, 30)) for v in (x, y)]
-    agree(reduced(node("SqDist", *inner), "Min_ArgMin"), normal(70, 200, 50))
+    for width in (30, 6):
+        inner = [node("Extract", v, params=(7, width)) for v in (x, y)]
+        agree(reduced(node("SqDist", *inner), "Min_ArgMin"), normal(70, 200, 50))
 
 
 def test_what_the_filter_is_not_for() -> None:
     driver = EmulatedDriver()
     x, y = points(40)
     for spec in (
-        over_distances("ArgMin", 10),
+        over_distances("ArgMin", 2),
         over_distances("ArgMin", 40, "float64"),
         Spec(times(gauss(40)), "Sum", 1, "float32"),
         reduced(node("Sqrt", node("Scalprod", x, y)), "ArgMin"),
@@ -225,6 +235,7 @@ def test_the_cost_model_filters_where_it_pays() -> None:
     assert filter_pays(100, 0, 100_000, 100_000, card) and filter_pays(100, 10, 100_000, 1_000_000, card)
     assert not filter_pays(100, 0, 1_000, 1_000, card)  # done before the points are packed
     assert not filter_pays(100, 4_000, 100_000, 10_000, card)  # too many to keep
+    assert filter_pays(10, 0, 10**6, 10**6, card) and not filter_pays(3, 0, 10**6, 10**6, card)
     spec = over_distances("ArgMin", 100)
     explained = Kernel(spec, EmulatedDriver(rate=3e13)).plan(Extent(100_000, 100_000, ())).describe()
     assert explained["path"] == FILTER

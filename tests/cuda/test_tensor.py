@@ -13,7 +13,7 @@ from farsum_kernels.backends.cuda.layout import DIRECT, PRODUCTS, TENSOR, Gpu
 from farsum_kernels.backends.cuda.tensor_layout import tensor_pays
 from farsum_kernels.formula.expr import Expr, I, constant, node, variable
 from farsum_kernels.job import Spec, check_arrays
-from tests.cuda.cases import WORKLOADS, points, summed, times
+from tests.cuda.cases import gradient, points, summed, times
 from tests.cuda.driver import EmulatedDriver
 from tests.cuda.emulate import ORDERS, Order
 from tests.cuda.test_products import gaussian, inputs, truth
@@ -136,9 +136,11 @@ def decay(dim: int, scale: float) -> Expr:
 
 
 @emulated
-def test_the_gradient_in_three_dimensions() -> None:
-    spec = WORKLOADS["W8"]
-    arrays = {n: a for n, a in (inputs(3) | {3: np.ones((70, 1), np.float32)}).items() if n in spec.inputs}
+@pytest.mark.parametrize("dim", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_gradients(dim: int) -> None:
+    spec = summed(gradient(dim))
+    arrays = {n: a for n, a in (inputs(dim) | {3: np.ones((70, 1), np.float32)}).items() if n in spec.inputs}
+    arrays = {n: a * np.float32((3 / dim) ** 0.5) if n < 2 else a for n, a in arrays.items()}
     agree(spec, arrays, 2e-6)
 
 
@@ -168,6 +170,9 @@ def test_other_formulas_of_the_family(spec: Spec) -> None:
 
 @emulated
 def test_what_tensor_cores_are_not_for() -> None:
+    wide = summed(times(decay(12, 0.1), 20))
+    arrays = inputs(12) | {2: np.ones((150, 20), np.float32)}
+    assert run(wide, arrays)[0] == DIRECT and run(wide, arrays, PRODUCTS)[0] == PRODUCTS
     batch = {k: np.stack([a, a]) for k, a in inputs(12).items()}
     assert run(gaussian(12, 0.1), batch, None)[0] == DIRECT
     assert run(gaussian(12, 0.1), batch, PRODUCTS)[0] == PRODUCTS

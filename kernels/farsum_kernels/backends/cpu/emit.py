@@ -254,14 +254,15 @@ class Emitter:
         place = fn.let(f"mul {wide} {self._columns_in_lanes}, splat (i64 {dim})")
         place = fn.let(f"add {wide} {place}, {self.vec.splat(self._index(k), 'i64')}")
         addresses = fn.let(f"getelementptr {shape.scalar}, ptr {self.bases[slot]}, {wide} {place}")
-        pointers = f"<{shape.lanes} x ptr>"
-        name = f"llvm.masked.gather.{shape.suffix}.v{shape.lanes}p0"
-        return Value(
-            fn.call(
-                shape.f, name, (pointers, addresses), ("i32", str(shape.bits // 8)),
-                (shape.m, "splat (i1 true)"), (shape.f, "zeroinitializer"),
-            ),
-            "f",
+        return Value(self.gathered(addresses), "f")
+
+    def gathered(self, addresses: str) -> str:
+        """A number from each of a vector of addresses."""
+        shape = self.shape
+        return self.fn.call(
+            shape.f, f"llvm.masked.gather.{shape.suffix}.v{shape.lanes}p0",
+            (f"<{shape.lanes} x ptr>", addresses), ("i32", str(shape.bits // 8)),
+            (shape.m, "splat (i1 true)"), (shape.f, "zeroinitializer"),
         )  # fmt: skip
 
     def _row_pointer(self, slot: int, q: int) -> str:

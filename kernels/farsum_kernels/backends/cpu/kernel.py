@@ -174,7 +174,7 @@ class Kernel:
         """How many threads compute what depends on a column alone: most of it is copying, number by number."""
         lanes, columns = self.layout.lanes, over_j.n * prod(over_j.batch)
         copied = sum(v.dim for v in self.program.slots if v.params[2] == J)
-        return threads_for(2.0 * columns * copied * lanes, lanes, self.machine)
+        return threads_for(columns * copied * lanes, lanes, self.machine)
 
     def launch(
         self, arrays: Mapping[int, Array], extent: Extent, digests: Mapping[int, bytes] | None = None

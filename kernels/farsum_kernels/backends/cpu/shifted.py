@@ -111,8 +111,8 @@ class ShiftedState(State):
         new = kernel.blocks(first, end, columns, [(f, m) for m in old], higher)
         start: list[tuple[str, str]] = []
         for u in range(self.rows):
-            self._raise(u, old[u], new[u])
             scale = self._ruled(self.vec, [old[u], new[u]], self._share_of)
+            self._raise(u, new[u], scale)
             sums = before[u * count + 1 : (u + 1) * count]
             start += [(f, new[u]), *((f, self.vec.binary("fmul", s, scale)) for s in sums)]
 
@@ -123,19 +123,20 @@ class ShiftedState(State):
 
         return kernel.blocks(first, end, columns, start, summed)
 
-    def _raise(self, u: int, old: str, new: str) -> None:
-        """Hold everything in memory as multiples of exp(new)."""
-        wide = self.wide
-        self._write(self._peak, "0", u, self.shape.f, new)
-        scale = self._ruled(wide, [self._widened(old), self._widened(new)], self._share_of)
+    def _raise(self, u: int, new: str, scale: str) -> None:
+        """Hold everything in memory as multiples of exp(new): what it was times `scale`.
+
+        That is rounded to the data dtype, but what it scales hardly counts any more, or the weights are near overflow.
+        """
+        f, wide = self.shape.f, self.wide
+        self._write(self._peak, "0", u, f, new)
+        wider = self._widened(scale)
         for region in self._totals[1:]:
-            total = wide.binary("fmul", self._read(region, "0", u, wide.f), scale)
+            total = wide.binary("fmul", self._read(region, "0", u, wide.f), wider)
             self._write(region, "0", u, wide.f, total)
-        if self.two_level:
-            scale = self._ruled(self.vec, [old, new], self._share_of)
-            for region in self._slabs[1:]:
-                total = self.vec.binary("fmul", self._read(region, "0", u, self.shape.f), scale)
-                self._write(region, "0", u, self.shape.f, total)
+        for region in self._slabs[1:]:
+            total = self.vec.binary("fmul", self._read(region, "0", u, f), scale)
+            self._write(region, "0", u, f, total)
 
     def _ruled(self, vec: Vec, names: Sequence[str], rule: Callable[[list[Val]], Val]) -> str:
         (value,) = run_rule(vec, [Value(name, "f") for name in names], lambda a: [rule(a)])

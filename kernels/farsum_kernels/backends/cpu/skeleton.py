@@ -37,7 +37,6 @@ PARAMETERS = (
     "ptr noalias %slots, ptr noalias %offsets, ptr noalias %tasks, ptr noalias %spans, "
     "ptr noalias %out, ptr %counter, i64 %end, i64 %tasks_all, ptr noalias %scratch"
 )
-AT_ONCE = 16  # components that are transposed together
 SCALARS = {"float32": "float", "float64": "double"}
 
 
@@ -157,48 +156,34 @@ class _Kernel(Emitter, ABC):
 
     def _transpose(self, slot: int, first: str, last: str) -> None:
         """Copy the rows first … of a task to [component][row], the last one repeated to fill up."""
-        fn, scalar, size = self.fn, self.shape.scalar, self.shape.bits // 8
-        dim, width = self.dims[slot], self.rows * self.shape.lanes
+        fn, shape, lanes = self.fn, self.shape, self.shape.lanes
+        dim, wide = self.dims[slot], f"<{self.shape.lanes} x i32>"
+        start = fn.let(f"mul i64 {first}, {dim}")
+        source = fn.let(f"getelementptr {shape.scalar}, ptr {self.bases[slot]}, i64 {start}")
+        # How many rows there are, at most those of the task: then it fits 32 bits, whatever the arrays hold.
+        most = fn.let(f"sub i64 {last}, {first}")
+        short = fn.let(f"icmp slt i64 {most}, {self.rows * lanes}")
+        most = fn.let(f"select i1 {short}, i64 {most}, i64 {self.rows * lanes}")
+        limit = self.vec.splat(fn.let(f"trunc i64 {most} to i32"), "i32")
+        places = []
+        for u in range(self.rows):
+            rows = "<" + ", ".join(f"i32 {u * lanes + lane}" for lane in range(lanes)) + ">"
+            inside = fn.let(f"icmp slt {wide} {rows}, {limit}")
+            row = fn.let(f"select {shape.m} {inside}, {wide} {rows}, {wide} {limit}")
+            places.append(fn.let(f"mul {wide} {row}, splat (i32 {dim})"))
 
-        def copied(r: str, start: str, end: str) -> None:
-            row = fn.let(f"add i64 {first}, {r}")
-            inside = fn.let(f"icmp slt i64 {row}, {last}")
-            row = fn.let(f"select i1 {inside}, i64 {row}, i64 {last}")
-            source = fn.let(
-                f"getelementptr {scalar}, ptr {self.bases[slot]}, i64 {fn.let(f'mul i64 {row}, {dim}')}"
-            )
-            target = fn.let(f"getelementptr {scalar}, ptr {self.tiles[slot]}, i64 {r}")
-
-            def each_component(k: str, _: list[str]) -> list[str]:
-                value = fn.let(
-                    f"load {scalar}, ptr {fn.let(f'getelementptr {scalar}, ptr {source}, i64 {k}')}, align {size}"
-                )
-                place = fn.let(f"mul i64 {k}, {width}")
-                fn.do(
-                    f"store {scalar} {value}, ptr {fn.let(f'getelementptr {scalar}, ptr {target}, i64 {place}')}, align {size}"
-                )
-                return []
-
-            fn.loop(start, end, 1, [], each_component)
-
-        def each_strip(start: str, _: list[str]) -> list[str]:
-            end = str(dim)
-            if dim > AT_ONCE:
-                end = fn.let(f"add i64 {start}, {AT_ONCE}")
-                end = fn.let(f"select i1 {fn.let(f'icmp slt i64 {end}, {dim}')}, i64 {end}, i64 {dim}")
-
-            def each_row(r: str, _: list[str]) -> list[str]:
-                copied(r, start, end)
-                return []
-
-            fn.loop("0", str(width), 1, [], each_row)
+        def each_component(k: str, _: list[str]) -> list[str]:
+            at = fn.let(f"getelementptr {shape.scalar}, ptr {source}, i64 {k}")
+            target = fn.let(f"mul i64 {k}, {self.rows}")
+            for u, place in enumerate(places):
+                addresses = fn.let(f"getelementptr {shape.scalar}, ptr {at}, {wide} {place}")
+                value = self.gathered(addresses)
+                vector = fn.let(f"add i64 {target}, {u}")
+                pointer = fn.let(f"getelementptr {shape.f}, ptr {self.tiles[slot]}, i64 {vector}")
+                fn.do(f"store {shape.f} {value}, ptr {pointer}, align {self.vector_bytes}")
             return []
 
-        # A strip of components at a time, so that what is written of them stays in the first cache.
-        if dim > AT_ONCE:
-            fn.loop("0", str(dim), AT_ONCE, [], each_strip)
-        else:
-            each_strip("0", [])
+        fn.loop("0", str(dim), 1, [], each_component)
 
     def store(self, component: int, u: int, value: str, kind: str, repeat: str) -> None:
         """Write a full vector of one state component of this task."""

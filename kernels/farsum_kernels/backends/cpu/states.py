@@ -147,7 +147,9 @@ class State:
 
     def prepare(self, width: int) -> None:
         """Compute the terms of the block of columns at hand."""
-        self._ready = [[self._term(u, q) for q in range(width)] for u in range(self.rows)]
+        # Column by column, so that the numbers of one column at a time are in registers.
+        columns = [[self._term(u, q) for u in range(self.rows)] for q in range(width)]
+        self._ready = [[column[u] for column in columns] for u in range(self.rows)]
 
     def accumulate(self, state: Sequence[str], width: int) -> list[str]:
         """The carried values after the block of columns at hand."""

@@ -1,15 +1,16 @@
-"""Which formulas are a monotone function of one distance or product of long vectors: what the filter can be used for."""
+"""Which formulas are a monotone function of one distance or product, or have one: what tensor cores can be used for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from farsum_kernels.backends.cuda.layout import paneled
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.formula.reductions import Kind
 from farsum_kernels.job import Part
-from farsum_kernels.scalar.ir import Affine, I, J, Loop, Prim
+from farsum_kernels.scalar.ir import Affine, I, J, Prim
+
+SHORTEST = 3  # components of vectors for which products by tensor cores are of use
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Bilinear:
 
 def bilinear(program: Program, parts: Sequence[Part]) -> Bilinear | None:
     """The distance or product that decides a smallest or largest value, or the K best; None if there is no such thing."""
-    if len(parts) != 1 or not paneled(program):
+    if len(parts) != 1:
         return None
     (part,), (terms,), code = parts, program.terms, program.code
     kinds = part.rule.state(1, 0)
@@ -52,21 +53,64 @@ def bilinear(program: Program, parts: Sequence[Part]) -> Bilinear | None:
         chain.append(code[n].prim)
         smallest ^= code[n].prim is Prim.NEG
         n = code[n].args[0]
-    if code[n].prim is not Prim.FOLD or code[n].imm.how != "sum":
+    found = _looped(program, n) if code[n].prim is Prim.FOLD else _written_out(program, n)
+    if found is None:
         return None
-    loop, term = code[n].imm.loop, code[code[n].args[0]]
-    if term.prim is not Prim.MUL:
-        return None
-    a, b = term.args
-    distance = a == b and code[a].prim is Prim.SUB
-    if distance:
-        a, b = code[a].args
+    rows, columns, dim, distance = found
     if Prim.SQRT in chain[:-1] or (Prim.SQRT in chain and not distance):
         return None  # a root of what may be negative
-    sides = sorted((side for side in (_side(program, a, loop), _side(program, b, loop)) if side), key=_which)
-    if [where for where, _ in sides] != [0, 1]:
+    return Bilinear(rows, columns, dim, distance, tuple(chain), smallest)
+
+
+def _looped(program: Program, n: int) -> tuple[Side, Side, int, bool] | None:
+    """A distance or product as a loop: where its vectors are, their components, is it a distance?"""
+    code = program.code
+    loop = code[n].imm.loop
+    if code[n].imm.how != "sum" or (factors := _factors(program, code[n].args[0])) is None:
         return None
-    return Bilinear(sides[0][1], sides[1][1], loop.extent, distance, tuple(chain), smallest)
+    *loads, distance = factors
+    sides = []
+    for load in loads:
+        slot, place = code[load].imm
+        if place.terms != ((loop, 1),):
+            return None
+        sides.append(Side(slot, place.base))
+    return sides[0], sides[1], loop.extent, distance
+
+
+def _written_out(program: Program, n: int) -> tuple[Side, Side, int, bool] | None:
+    """The same of short vectors, whose components are added up one after the other."""
+    code, terms = program.code, []
+    while code[n].prim is Prim.ADD:
+        terms.append(code[n].args[1])
+        n = code[n].args[0]
+    terms = [n, *reversed(terms)]
+    found = [factors for t in terms if (factors := _factors(program, t)) is not None]
+    if len(found) < len(terms) or len(terms) < SHORTEST or len({distance for *_, distance in found}) > 1:
+        return None
+    sides = []
+    for which in (0, 1):
+        slots, bases = zip(*(code[factors[which]].imm for factors in found), strict=True)
+        first = bases[0]
+        if first.terms or len(set(slots)) > 1 or any(b != first + d for d, b in enumerate(bases)):
+            return None
+        sides.append(Side(slots[0], first.base))
+    return sides[0], sides[1], len(terms), found[0][2]
+
+
+def _factors(program: Program, n: int) -> tuple[int, int, bool] | None:
+    """Of x·y or (x - y)²: the loads of x, of a row, and of y, of a column; and is it a square?"""
+    code = program.code
+    if code[n].prim is not Prim.MUL:
+        return None
+    a, b = code[n].args
+    square = a == b and code[a].prim is Prim.SUB
+    if square:
+        a, b = code[a].args
+    if code[a].prim is not Prim.LOAD or code[b].prim is not Prim.LOAD:
+        return None
+    sides = {J in program.scopes[m]: m for m in (a, b) if len(program.scopes[m] & {I, J}) == 1}
+    return (sides[False], sides[True], square) if len(sides) == 2 else None
 
 
 @dataclass(frozen=True)
@@ -131,18 +175,3 @@ def _is_product(program: Program, n: int, rows: int, columns: int, dim: int) -> 
             return False
         n = code[n].args[0]
     return factors(n) == {rows: Affine(0), columns: Affine(0)}
-
-
-def _which(side: tuple[int, Side]) -> int:
-    return side[0]
-
-
-def _side(program: Program, n: int, loop: Loop) -> tuple[int, Side] | None:
-    """Of a component of a vector: 0 for rows or 1 for columns, and where the vector is."""
-    if program.code[n].prim is not Prim.LOAD:
-        return None
-    slot, place = program.code[n].imm
-    symbols = program.scopes[n] & {I, J}
-    if place.terms != ((loop, 1),) or len(symbols) != 1:
-        return None
-    return int(J in symbols), Side(slot, place.base)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends import culling
-from farsum_kernels.backends.cuda.bilinear import bilinear, scalar_product
+from farsum_kernels.backends.cuda.bilinear import Product, bilinear, scalar_product
 from farsum_kernels.backends.cuda.device import Driver
 from farsum_kernels.backends.cuda.filtered import FilteredLaunch, filtered_launch
 from farsum_kernels.backends.cuda.launch import Launch, made_by, whole
@@ -25,6 +25,7 @@ from farsum_kernels.backends.cuda.layout import (
     choose,
     filter_pays,
     layouts_for,
+    registers,
 )
 from farsum_kernels.backends.cuda.pieces import Pieces
 from farsum_kernels.backends.cuda.products import ByProducts
@@ -91,10 +92,7 @@ class Kernel:
             self.layouts = (*self.layouts, FILTER_LAYOUT)
         self.work_per_pair = self.program.flops_per_pair()
         if self.product:
-            # A share of the powers by polynomials where special functions are what a pair waits for.
-            bounded = self.product.factor is not None and lanes(self.product.dim) <= 8
-            self.layouts = (tensor_layout(self.product.dim, int(bounded)),)
-            self.work_per_pair = lanes(self.product.dim)
+            self._for_tensor_cores(self.product)
         self.indices = [v.params[0] for v in self.program.slots]
         self.words = {"distances": "by norms and scalar products"} if by else {}
         compiled = partial(Kernel, driver=driver, resident=self.resident, tuner=tuner)
@@ -103,6 +101,20 @@ class Kernel:
         self._variants: dict[int, Variant] = {}
         self.numbers_rows = any(instr.prim is Prim.ROW for instr in self.program.code)
         self.variant(0)  # what is too large, or no kernel at all, is known before any array arrives
+
+    def _for_tensor_cores(self, product: Product) -> None:
+        """Lay the job out for tensor cores; where registers do not suffice for that it has no product for them."""
+        held = sum(
+            registers(part.rule, part.k, terms)
+            for part, terms in zip(self.parts, self.program.terms, strict=True)
+        )
+        # A share of the powers by polynomials where special functions are what a pair waits for.
+        bounded = product.factor is not None and lanes(product.dim) <= 8
+        layout = tensor_layout(product.dim, held + 2 * (product.factor is None), int(bounded))
+        if layout is None:
+            self.product = None
+            return
+        self.layouts, self.work_per_pair = (layout,), lanes(product.dim)
 
     def variant(self, place: int) -> Variant:
         """The kernel for one of the layouts, compiled now if it is new."""

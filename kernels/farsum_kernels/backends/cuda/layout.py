@@ -63,7 +63,7 @@ class Layout:
     panel                  components of long vectors staged at once; 0 if there are none
     chunk                  components of a long F that one block computes
     resident               blocks that a processor is to hold at once, which bounds registers; 0 leaves it to the compiler
-    path                   DIRECT or FILTER
+    path                   DIRECT, FILTER or TENSOR
     powers                 entries of a table of powers of two in shared memory, for float64; 0 without
     polynomials            rows of a thread whose powers of two are polynomials, so that the others' special functions
                            do not keep the units for those waiting alone
@@ -107,7 +107,8 @@ def filter_pays(dim: int, k: int, m: int, n: int, gpu: Gpu) -> bool:
     By lanes of a warp instruction, of which a processor issues 128 in a cycle; from the instructions of compiled
     kernels, with tensor cores at the rate that is published for them.
     """
-    direct = 2.1 * dim + 25
+    # Short vectors are held in registers, long ones come through panels.
+    direct = 2.0 * dim + 2 if dim <= UNROLL else 2.1 * dim + 25
     steps = ceil(dim / 16)
     keep = max(1, k)
     # The pairs of a row that are better than all before them, and a few within the bound; each is read from memory.
@@ -219,7 +220,7 @@ def paneled(program: Program) -> bool:
 def _rows(program: Program, parts: Sequence[Part], itemsize: int) -> int:
     """Rows per thread: as many as registers allow, since each takes a column that was loaded once."""
     inputs = sum(v.params[1] for v in program.slots if v.params[1] <= UNROLL and v.params[2] == 0)
-    held = max(_registers(part.rule, part.k, terms) for part, terms in zip(parts, program.terms, strict=True))
+    held = max(registers(part.rule, part.k, terms) for part, terms in zip(parts, program.terms, strict=True))
     words = itemsize // 4 * (inputs + held)
     if len(program.code) > LONG:
         return 1
@@ -229,7 +230,7 @@ def _rows(program: Program, parts: Sequence[Part], itemsize: int) -> int:
     return 1
 
 
-def _registers(rule: Reduction, k: int, terms: Terms) -> int:
+def registers(rule: Reduction, k: int, terms: Terms) -> int:
     """Numbers that a state keeps for each row."""
     kinds = rule.state(1 if terms.loop else terms.dim, len(terms.weight))
     each = sum(3 if kind is Kind.WIDE else 1 for kind in kinds)

@@ -90,10 +90,9 @@ class Skeleton(Panels):
         bounds = f"{layout.threads}, {layout.resident}" if layout.resident else f"{layout.threads}"
         head = f'extern "C" __global__ void __launch_bounds__({bounds}) reduce({parameters})'
         with self.src.block(head):
-            self.src.do(f"__shared__ __align__(16) {scalar} tile[{self._tile_words}];")
+            self.src.do(*self.shared())
             for place, words in self.panel_words.items():
                 self.src.do(f"__shared__ __align__(16) {scalar} panel{place}[{words}];")
-            self.src.do(*self.shared())
             if layout.powers:
                 self.src.do(
                     "__shared__ double powers[FS_POWERS];",
@@ -108,8 +107,8 @@ class Skeleton(Panels):
         return self.layout.tile * self.words
 
     def shared(self) -> list[str]:
-        """Declarations of more shared memory."""
-        return []
+        """Declarations of shared memory for columns."""
+        return [f"__shared__ __align__(16) {self.scalar} tile[{self._tile_words}];"]
 
     @property
     def thread_text(self) -> str:

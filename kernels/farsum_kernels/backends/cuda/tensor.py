@@ -19,6 +19,8 @@ from farsum_kernels.formula.lower import Program
 from farsum_kernels.job import Part
 from farsum_kernels.scalar.ir import I
 
+NUMBERS_BYTES = 6 << 10  # of the numbers of a tile of columns
+
 
 class TensorSums(Skeleton):
     """`reduce` and the kernels that pack its points, `tensor_rows` and `tensor_columns`."""
@@ -55,6 +57,11 @@ class TensorSums(Skeleton):
                 live.add(n)
                 stack.extend(() if n == self._about.place else code[n].args)
         return [[u for u in uses if u in live and u != self._about.place] for uses in super()._uses]
+
+    @cached_property
+    def staged(self) -> list[int]:
+        """As for every kernel, as many as there is room for twice beside the packed points."""
+        return super().staged[: NUMBERS_BYTES // (self.layout.tile * self.item_bytes)]
 
     @property
     def row_numbers(self) -> list[int]:
@@ -114,7 +121,10 @@ class TensorSums(Skeleton):
 
     def shared(self) -> list[str]:
         steps = "TENSOR_CHUNK * TENSOR_HALVES * TENSOR_GROUPS * 32"
-        return [f"__shared__ __align__(16) uint4 packed[2][{steps}];"]
+        return [
+            f"__shared__ __align__(16) uint4 packed[2][{steps}];",
+            f"__shared__ __align__(16) float numbers[2][{self._tile_words}];",
+        ]
 
     def _hold_rows(self) -> None:
         src = self.src
@@ -135,37 +145,30 @@ class TensorSums(Skeleton):
             self.known(n, text)
 
     def open_span(self) -> None:
-        src = self.src
-        src.do(
-            "const int span_first = (int)spans[2 * span];",
-            "if (span_first < span_end) tensor_fetch(packed[buffer], columns_packed, span_first / TENSOR_TILE, 0);",
-        )
+        src, count = self.src, len(self.staged)
+        src.do("const int span_first = (int)spans[2 * span];")
+        # The first steps of a tile, and its numbers, into shared memory, by copies that are not waited for.
+        with src.block("auto fetch = [&](const int from)", "};"):
+            if count:
+                with src.block(
+                    f"for (int q = threadIdx.x; q < {self.layout.tile * count}; q += {self.layout.threads})"
+                ):
+                    at = f"numbers[from / TENSOR_TILE & 1] + q / {count} * {self.words} + q % {count}"
+                    j = f"(long long)fs_lesser(from + q / {count}, span_end - 1) * {count} + q % {count}"
+                    src.do(f"fs_copy_async4({at}, columns_numbers + {j});")
+            src.do("tensor_fetch(packed[buffer], columns_packed, from / TENSOR_TILE, 0);")
+        src.do("if (span_first < span_end) fetch(span_first);")
 
-    _NEXT = (
-        "if (tile_first + TENSOR_TILE < span_end) "
-        "tensor_fetch(packed[buffer], columns_packed, tile_first / TENSOR_TILE + 1, 0);"
-    )
+    _NEXT = "if (tile_first + TENSOR_TILE < span_end) fetch(tile_first + TENSOR_TILE);"
 
     def _stage(self) -> None:
-        """Wait for the packed columns of this tile, send for those of the next, and bring what else is needed of columns."""
+        """Wait for the columns of this tile, and send for those of the next."""
         src = self.src
         src.do("// These columns have landed, and everyone is done with those before.", "fs_copy_wait<0>();")
         src.do("__syncthreads();")
+        src.do("const float* const tile = numbers[tile_first / TENSOR_TILE & 1];")
         if self._held:
             src.do("const uint4* const at_hand = packed[buffer];", "buffer ^= 1;", self._NEXT)
-        if not self.words_used:
-            return
-        with (
-            src.block(f"for (int q = threadIdx.x; q < {self.layout.tile}; q += {self.layout.threads})"),
-            self.frame(),
-        ):
-            src.do("const int j = tile_first + fs_lesser(q, count - 1);")
-            for word, n in enumerate(self.staged):
-                text = f"__ldg(columns_numbers + (long long)j * {len(self.staged)} + {word})"
-                src.do(f"tile[q * {self.words} + {word}] = {text};")
-                self.known(n, text)
-            self._stage_long()
-        src.do("__syncthreads();")
 
     def tiled_folds(self) -> None:
         src, about = self.src, self._about

@@ -11,19 +11,28 @@ STEP = 16  # components of a step
 FEWEST, MOST = 3, 1024  # components; the error is measured up to MOST, benchmarks/tensor_products.py
 HELD_STEPS = 7  # of which a warp keeps its rows in registers
 CHUNK_STEPS = 4  # of longer vectors that are staged at once
+MOST_HELD = 30  # numbers of the states of a row that registers are left for
 WORTH_S = 2e-4  # of a card: about what six launches and a look at a number on the card take
 
 
-def tensor_layout(dim: int, polynomials: int) -> Layout:
-    """A warp takes 32 rows, four for each thread, whose vectors stay in its registers if they are not too long."""
+def tensor_layout(dim: int, held: int, polynomials: int) -> Layout | None:
+    """A warp takes 32 rows, four for each thread, whose vectors stay in its registers if they are not too long.
+
+    None where registers do not suffice.
+
+    held   numbers that the states keep for each row, and two more where pairs are more than a power and a product
+    """
     steps = ceil(dim / STEP)
     if steps > HELD_STEPS:
-        return Layout(64, 4, 4, 16, 1, 2, 64, 0, 1, 1, TENSOR)
+        return Layout(64, 4, 4, 16, 1, 2, 64, 0, 1, 1, TENSOR) if held <= 6 else None
     # 16 KiB of packed columns at a time.
     tile = 128 if steps <= 2 else 64 if steps <= 4 else 32
     if steps <= 2:
-        return Layout(32, 4, 4, 8, 1, 2, tile, 0, 1, 4, TENSOR, polynomials=polynomials)
-    return Layout(64, 4, 4, 4, 1, 2, tile, 0, 1, 1, TENSOR)
+        if held > MOST_HELD:
+            return None
+        columns, resident = (8, 4) if held <= 3 else (4, 3) if held <= 12 else (4, 2)
+        return Layout(32, 4, 4, columns, 1, 2, tile, 0, 1, resident, TENSOR, polynomials=polynomials)
+    return Layout(64, 4, 4, 4, 1, 2, tile, 0, 1, 1, TENSOR) if 4 * steps + held <= 31 else None
 
 
 def lanes(dim: int) -> float:
