@@ -359,7 +359,8 @@ def test_a_client_that_hurries() -> None:
         with ours, theirs:
             ours.setblocking(False)
             theirs.setblocking(False)
-            for packet in (UPLOAD, *[wire.Filled(1)] * 100):
+            packets: list[wire.Packet] = [UPLOAD, *[wire.Filled(1)] * 100]
+            for packet in packets:
                 theirs.send(wire.encode_packet(packet))
             serving = asyncio.create_task(Connection(daemon, ours, window, 10.0).run())
             heard = [0]
