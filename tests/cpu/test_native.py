@@ -89,7 +89,7 @@ def test_kernels_compile_for_other_machines(name: str, reduction: str) -> None:
     layout = layout_for(program, [rule], 4, machine)
     weight = SPEC.formula if rule.weight == "required" else None
     part = Part(SPEC.formula, reduction, weight, 4 if rule.listed else 0)
-    text = kernel_text(program, [part], "float32", layout, scalef=False)
+    text = kernel_text(program, [part], "float32", layout, scalef=False, flushes=False)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     target = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features="", opt=2)

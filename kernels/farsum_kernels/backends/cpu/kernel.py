@@ -78,7 +78,9 @@ class Kernel:
         self.program: Program = lower(wants, UNROLL, list(LLVM), long_weights=True)
         itemsize = self.dtype.itemsize
         self.layout: Layout = layout_for(self.program, [part.rule for part in parts], itemsize, machine)
-        self.text: Text = kernel_text(self.program, parts, self.dtype.name, self.layout, native.has_scalef())
+        self.text: Text = kernel_text(
+            self.program, parts, self.dtype.name, self.layout, native.has_scalef(), native.flushes()
+        )
         if len(self.text.ir) > MAX_TEXT_BYTES:
             raise FormulaTooLarge(
                 f"the formula compiles to {len(self.text.ir)} bytes of code; at most {MAX_TEXT_BYTES} are allowed"

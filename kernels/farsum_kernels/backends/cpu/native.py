@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache as once
@@ -69,6 +70,11 @@ def machine(threads: int | None = None) -> Machine:
 def has_scalef() -> bool:
     """AVX-512 multiplies by powers of two in one saturating instruction, and gives what rounding takes away in one."""
     return has_feature("avx512f") and has_feature("avx512dq")
+
+
+def flushes() -> bool:
+    """There is a control word that makes results too small for a normal number zero: on x86."""
+    return platform.machine().lower() in ("x86_64", "amd64", "i686")
 
 
 class Library:

@@ -36,6 +36,11 @@ class Function:
             f"call {returns} @{function}({', '.join(f'{kind} {value}' for kind, value in typed)})"
         )
 
+    def run(self, function: str, *typed: tuple[str, str]) -> None:
+        """Call a declared function that gives nothing."""
+        self.declarations.add(f"declare void @{function}({', '.join(kind for kind, _ in typed)})")
+        self.do(f"call void @{function}({', '.join(f'{kind} {value}' for kind, value in typed)})")
+
     def label(self, hint: str) -> str:
         self._count += 1
         return f"{hint}{self._count}"

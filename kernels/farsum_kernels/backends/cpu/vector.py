@@ -34,6 +34,7 @@ class Shape:
     lanes: int
     scalar: str
     scalef: bool = False  # AVX-512 with DQ: multiplies by a power of two, saturating; the rest of rounding
+    flush: bool = False  # results too small for a normal number are zero
 
     @property
     def bits(self) -> int:
