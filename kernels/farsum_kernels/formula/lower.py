@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.expr import CONST, Expr, I, J, variables, walk
@@ -195,6 +195,15 @@ class Program:
     code: tuple[Instr, ...]
     scopes: tuple[Scope, ...]
     terms: tuple[Terms, ...]
+
+    @cached_property
+    def stages(self) -> list[int]:
+        """How many folds deep each value is: folds of one stage do not need each other."""
+        stages: list[int] = []
+        for instr in self.code:
+            own = 1 if instr.prim is Prim.FOLD else 0
+            stages.append(own + max((stages[a] for a in instr.args), default=0))
+        return stages
 
     def shared(self, terms: Terms) -> list[int]:
         """What the components of long terms have in common: numbers of a pair that do not change along the loop."""

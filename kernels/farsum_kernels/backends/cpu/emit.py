@@ -288,15 +288,6 @@ class Emitter:
 
     # ── loops over a vector dimension ─────────────────────────────────────────────────────────────
 
-    @cached_property
-    def _stages(self) -> list[int]:
-        """How many folds deep each value is: folds of one stage do not need each other."""
-        stages: list[int] = []
-        for instr in self.program.code:
-            own = 1 if instr.prim is Prim.FOLD else 0
-            stages.append(own + max((stages[a] for a in instr.args), default=0))
-        return stages
-
     def _folds(self, fold: Fold, wanted: int) -> None:
         """Emit a fold for all rows and columns at hand, together with all that can share its loop."""
         code, loop = self.program.code, fold.loop
@@ -304,7 +295,7 @@ class Emitter:
             n
             for n, instr in enumerate(code)
             if instr.prim is Prim.FOLD and instr.imm == fold and n not in self.packed
-            and self._stages[n] == self._stages[wanted] and self._scope(n) == self._scope(wanted)
+            and self.program.stages[n] == self.program.stages[wanted] and self._scope(n) == self._scope(wanted)
         ]  # fmt: skip
         for n in group:
             self.hoist(code[n].args[0])

@@ -25,7 +25,7 @@ class Panels(Emitter):
         groups: dict[tuple[int, Loop], list[int]] = {}
         for n in folds:
             if code[n].imm.how == "sum":
-                groups.setdefault((self._stages[n], code[n].imm.loop), []).append(n)
+                groups.setdefault((self.program.stages[n], code[n].imm.loop), []).append(n)
         for (_, loop), group in sorted(groups.items(), key=lambda item: (item[0][0], group_key(item[0][1]))):
             self._tiled_group(loop, group)
 

@@ -72,12 +72,3 @@ class Placement:
                     continue
                 stack.extend(instr.args)
         return {loop: sorted(own) for loop, own in found.items()}
-
-    @cached_property
-    def _stages(self) -> list[int]:
-        """How many folds deep each value is: folds of one stage do not need each other."""
-        stages: list[int] = []
-        for instr in self.program.code:
-            own = 1 if instr.prim is Prim.FOLD else 0
-            stages.append(own + max((stages[a] for a in instr.args), default=0))
-        return stages
