@@ -219,12 +219,16 @@ class Call:
 
     def _fetch(self, value: wire.Value) -> Array:
         if value.inline is not None:
-            # Over a bytearray the result is writable, as a local one is.
-            return np.ndarray(value.shape, tensor.held_as(value.dtype), bytearray(value.inline))
+            return inline(value)
         tensor.keep_freed_memory()
         stream = np.empty(value.stream_bytes, np.uint8)
         self._session.download(value.ticket, bytes_of(stream))
         return from_stream(stream, ArrayRef(b"", value.dtype, value.shape))
+
+
+def inline(value: wire.Value) -> Array:
+    """A result that came within a message. Over a bytearray it is writable, as a local one is."""
+    return np.ndarray(value.shape, tensor.held_as(value.dtype), bytearray(value.inline or b""))
 
 
 def _gave_up(stopped: wire.Stopped, values: tuple[Any, ...]) -> FarsumError:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum.call import Call, Cancellation, bytes_of, from_stream, gone
+from farsum.call import Call, Cancellation, bytes_of, digest_of, from_stream, gone, inline
 from farsum.handle import Handle
 from farsum.retry import persist
 from farsum.session import AWAY_S, Session
 from farsum.upload import Item, upload_array
-from farsum_kernels.errors import HandleGone, ServerUnreachable
+from farsum_kernels.errors import FarsumError, HandleGone, ServerUnreachable
 from farsum_kernels.job import RANGES, Options, Outlook, Result, Spec, check_arrays
 from farsum_kernels.program import Program
 from farsum_proto import tensor, wire
@@ -192,8 +192,9 @@ class RemotePrepared:
         self.spec = spec
         self._engine = engine
         self._last: tuple[object, bytes] = None, b""
+        self._packed: Packed | None = None
 
-    def _form(self, arrays: Mapping[int, Array]) -> bytes:
+    def _form(self, arrays: Mapping[int, Any]) -> bytes:
         """The job without its numbers, encoded. Made once for a run of equal shapes.
 
         The checks are those of the server, made here first, in the user's words.
@@ -209,12 +210,16 @@ class RemotePrepared:
             self._last = faces, form
         return form
 
+    def _own(self, arrays: Mapping[int, Any]) -> dict[int, Any]:
+        """The arrays that a reduction takes, in the order in which its form names them."""
+        return {n: arrays[n] for n in (*self.spec.inputs, *RANGES) if n in arrays}
+
     def _call(self, arrays: Mapping[int, Any], options: Options) -> Call:
         if isinstance(self.spec, Program):
             own = {n: _ordered(arrays[n]) for n in range(len(self.spec.inputs)) if n in arrays}
             dtypes = tuple(value.dtype for value in self.spec.inputs)
         else:
-            own = {n: _ordered(arrays[n]) for n in (*self.spec.inputs, *RANGES) if n in arrays}
+            own = {n: _ordered(a) for n, a in self._own(arrays).items()}
             dtypes = tuple("int64" if n in RANGES else self.spec.dtype for n in own)
         results = self.spec.results if isinstance(self.spec, Program) else ()
         return Call(self._engine, self._form(own), tuple(own.values()), dtypes, options, results)
@@ -225,7 +230,36 @@ class RemotePrepared:
         Raises what the server raises, ServerUnreachable when the connection is lost and cannot be
         taken up again.
         """
+        plain = options.deadline_s is None and not options.keep and options.watch is None
+        if plain and (found := self._again(arrays)):
+            if options.progress:
+                options.progress(1.0)
+            return found
         return self._call(arrays, options).run()
+
+    def _again(self, arrays: Mapping[int, Any]) -> Result | None:
+        """The result of a small job that the server knows by a number; None where it has to be asked in full."""
+        session = self._engine.session
+        try:
+            stream = session.stream()
+        except FarsumError:
+            return None
+        if not stream.known or any([type(a) is not np.ndarray for a in arrays.values()]):
+            return None
+        arrays = self._own(arrays)
+        form = self._form(arrays)
+        known = stream.known.get(form)
+        if known is None:
+            return None
+        packed = self._packed
+        if packed is None or packed.form is not form:
+            packed = self._packed = Packed(form)
+        reply = session.again(stream, known.number, packed.packets, packed.contents(arrays))
+        if isinstance(reply, wire.Said):
+            return Result(packed.results(reply), wire.decode_plan(known.plan))
+        if reply and all([value.inline is not None for value in reply.values]):
+            return Result(tuple(map(inline, reply.values)), wire.decode_plan(reply.plan))
+        return None
 
     def outlook(self, arrays: Mapping[int, Any]) -> Outlook:
         """What running on these arrays would take there: its plan, and what it would have to be sent."""
@@ -237,6 +271,27 @@ class RemotePrepared:
         call = self._call(arrays, options)
         self._engine.executor.submit(_fulfil, future, call)
         return future
+
+
+class Packed:
+    """How the numbers of a small job travel."""
+
+    def __init__(self, form: bytes) -> None:
+        decoded = wire.decode_form(form)
+        self.form = form
+        self.packets = wire.Packets(decoded)
+        self._arrays = list(zip(decoded.indices, self.packets.tiny, strict=True))
+        faces = zip(decoded.outputs, self.packets.results, strict=True)
+        self._results = [(face.shape, tensor.held_as(face.dtype), start) for face, start in faces]
+
+    def contents(self, arrays: Mapping[int, Array]) -> list[bytes]:
+        return [arrays[n].tobytes() if tiny else digest_of(_ordered(arrays[n])) for n, tiny in self._arrays]
+
+    def results(self, said: wire.Said) -> tuple[Array, ...]:
+        """The results, over memory of their own, which is writable."""
+        self.packets.check_answer(said.packet)
+        memory = bytearray(said.packet)
+        return tuple([np.ndarray(shape, dtype, memory, start) for shape, dtype, start in self._results])
 
 
 def _ordered(array: Any) -> Any:

@@ -153,8 +153,24 @@ class Session:
         Raises Lost when the stream broke, else the error that the server sent.
         """
         return self._exchange(
-            lambda id_: wire.encode_ask(id_, request), request.deadline_s, on_progress, on_sent
+            lambda id_: wire.encode_ask(id_, request), request.deadline_s, on_progress, on_sent, request.form
         )
+
+    def again(
+        self, stream: Stream, number: int, packets: wire.Packets, contents: list[bytes]
+    ) -> wire.Said | wire.Outputs | None:
+        """Ask for a small job by the number that it has on this stream.
+
+        None where it has to be asked in full, whatever came between.
+        """
+        pending = Pending(next(self._ids))
+        self._tell_released(stream)
+        try:
+            stream.send(packets.ask(number, pending.id, contents), pending)
+        except Lost:
+            return None
+        outcome = stream.wait(pending)
+        return outcome if isinstance(outcome, wire.Said | wire.Outputs) else None
 
     def _exchange(
         self,
@@ -162,11 +178,11 @@ class Session:
         deadline_s: float | None = None,
         on_progress: Callable[[wire.Progress], None] | None = None,
         on_sent: Callable[[Callable[[], None]], None] | None = None,
+        form: bytes = b"",
     ) -> wire.Reply:
         stream = self.stream()
-        pending = Pending(next(self._ids), on_progress)
-        if self._released:
-            stream.tell(wire.encode_residency(0, wire.Residency(release=self._take_released())))
+        pending = Pending(next(self._ids), on_progress, form)
+        self._tell_released(stream)
         stream.send(message(pending.id), pending)
         if on_sent:
             on_sent(lambda: stream.cancel(pending))
@@ -184,6 +200,8 @@ class Session:
             if pending.expired:
                 raise DeadlineExceeded(f"{self.target} did not answer within {deadline_s:g} s")
             raise outcome
+        if isinstance(outcome, wire.Said):
+            raise WireError(f"{self.target} answered a message with a packet")
         return outcome
 
     # ── arrays that are held there ────────────────────────────────────────────────────────────────
@@ -212,6 +230,10 @@ class Session:
         with suppress(FarsumError, Lost):
             released = wire.Residency(release=self._take_released())
             self._exchange(lambda id_: wire.encode_residency(id_, released), patience_s)
+
+    def _tell_released(self, stream: Stream) -> None:
+        if self._released:
+            stream.tell(wire.encode_residency(0, wire.Residency(release=self._take_released())))
 
     def _take_released(self) -> tuple[wire.Claim, ...]:
         return tuple([self._released.popleft() for _ in range(min(len(self._released), MAX_CLAIMS))])

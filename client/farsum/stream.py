@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import grpc
 
@@ -23,6 +24,7 @@ from farsum_kernels.errors import (
 from farsum_proto import wire
 
 CONNECT_S = 10.0
+MAX_KNOWN = 1024
 
 
 class Lost(Exception):
@@ -68,17 +70,35 @@ def unreachable(target: str, details: str = "") -> ServerUnreachable:
 class Pending:
     """A request under way. Whichever thread reads the stream fills it; its own thread acts on it."""
 
-    __slots__ = ("expired", "id", "on_progress", "outcome", "ready", "share", "waiting")
+    __slots__ = ("expired", "form", "id", "on_progress", "outcome", "ready", "share", "waiting")
 
-    def __init__(self, id_: int, on_progress: Callable[[wire.Progress], None] | None) -> None:
+    def __init__(
+        self, id_: int, on_progress: Callable[[wire.Progress], None] | None = None, form: bytes = b""
+    ) -> None:
         self.id = id_
         self.on_progress = on_progress
-        self.outcome: wire.Reply | wire.Failure | Lost | None = None
+        self.form = form
+        self.outcome: wire.Reply | wire.Failure | wire.Said | Lost | None = None
         self.share: wire.Progress | None = None
         # Set when there is something for this thread, or when it is to read in place of another.
         self.ready: threading.Event | None = None
         self.waiting = False
         self.expired = False
+
+
+class Known(NamedTuple):
+    """What the server calls a job that it was asked for, and the plan of it."""
+
+    number: int
+    plan: bytes
+
+
+def _decoded(
+    data: bytes,
+) -> tuple[int, wire.Welcome | wire.Reply | wire.Progress | wire.Failure | wire.Goodbye | wire.Said]:
+    if wire.is_packet(data):
+        return wire.decode_again(data)[0], wire.Said(data)
+    return wire.decode_server(data)
 
 
 class Stream:
@@ -90,6 +110,8 @@ class Stream:
         self._lock = threading.Lock()
         self._pending: dict[int, Pending] = {}
         self._reading = False
+        # The jobs that need not be said in full on this stream, by their forms.
+        self.known: dict[bytes, Known] = {}
         self.broken: Lost | None = None
         call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(wire.METHODS["Session"])
         self._call = call(iter(self._outgoing.get, None))
@@ -136,7 +158,7 @@ class Stream:
         """Send what is not answered."""
         self._outgoing.put(data)
 
-    def wait(self, pending: Pending) -> wire.Reply | wire.Failure | Lost:
+    def wait(self, pending: Pending) -> wire.Reply | wire.Failure | wire.Said | Lost:
         """The answer to a request. The first thread that waits reads for all of them."""
         try:
             while pending.outcome is None:
@@ -196,20 +218,27 @@ class Stream:
                     heir.ready.set()
 
     def _dispatch(self, data: bytes) -> None:
-        id_, message = wire.decode_server(data)
+        id_, message = _decoded(data)
         with self._lock:
             pending = self._pending.get(id_)
             match message:
                 case wire.Progress(share, values) if pending:
                     last = pending.share.values if pending.share else ()
                     pending.share = wire.Progress(share, values or last)
-                case wire.Outputs() | wire.Need() | wire.Outlook() | wire.Failure() if pending:
+                case wire.Said() | wire.Outputs() | wire.Need() | wire.Outlook() | wire.Failure() if pending:
                     pending.outcome = message
                     del self._pending[id_]
+                    if isinstance(message, wire.Outputs) and message.again:
+                        self._learn(pending.form, Known(message.again, message.plan))
                 case _:
                     return  # Draining: what is under way is still answered. Or nobody waits any more.
             if pending.ready:
                 pending.ready.set()
+
+    def _learn(self, form: bytes, known: Known) -> None:
+        if len(self.known) >= MAX_KNOWN:
+            self.known.clear()
+        self.known[form] = known
 
     def break_off(self, cause: FarsumError) -> None:
         """Give the stream up; the server cancels its jobs, whoever waits here learns why."""

@@ -35,6 +35,23 @@ class Launch(Protocol):
         ...
 
 
+class Repeated(Launch, Protocol):
+    """A job of one slice that is computed again and again: `again`, `step`, `so_far`."""
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """The variables whose arrays it reads, in the order in which it takes their addresses."""
+        ...
+
+    def again(self, addresses: Sequence[int]) -> None:
+        """Start over, on arrays of the same shapes and dtype that lie C-ordered at these addresses."""
+        ...
+
+    def so_far(self, into: Sequence[Any] | None = None) -> tuple[Any, ...]:
+        """The results, before it starts over."""
+        ...
+
+
 class Kernel(Protocol):
     """A compiled reduction. Holds no data; any number of launches may use it at once."""
 
@@ -50,6 +67,10 @@ class Kernel(Protocol):
         self, arrays: Mapping[int, Any], extent: Extent, digests: Mapping[int, bytes] | None = None
     ) -> Launch:
         """Bind arrays of the right shapes and dtype. A device keeps copies of those that have a digest."""
+        ...
+
+    def repeated(self, shapes: Mapping[int, tuple[int, ...]], extent: Extent) -> Repeated | None:
+        """A job of these sizes to be computed again and again; None where nothing is gained by that."""
         ...
 
 

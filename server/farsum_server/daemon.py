@@ -32,7 +32,7 @@ from farsum_server.arena import Allocator, Arena
 from farsum_server.bulk import Bulk, Chunk
 from farsum_server.clients import Client
 from farsum_server.devices import Device, Devices
-from farsum_server.express import Express
+from farsum_server.express import Express, Slot
 from farsum_server.jobs import Answer, Begun, Job, Limits, OnProgress
 from farsum_server.metrics import Metrics
 from farsum_server.process import WORKER
@@ -79,7 +79,8 @@ class Daemon:
         self._devices = Devices(devices, self._arena, self._event, self._lost, threads=threads, worker=worker)
         self._supply = Supply(self._store, self._bulk)
         self.settle_claims = self._supply.settle_claims
-        self._express = Express(self._forms, self._store, self._devices)
+        self._express = Express(self._store, self._devices)
+        self.slot = self._express.slot
         self._watch()
 
     def _watch(self) -> None:
@@ -146,14 +147,14 @@ class Daemon:
 
     # ── jobs ──────────────────────────────────────────────────────────────────────────────────────
 
-    def express(self, client: Client, data: bytes) -> bytes | Begun | None:
-        """The answer to a message that asks for a small job, if nothing else is under way and it comes at once.
+    def express(self, client: Client, slot: Slot, packet: bytes) -> bytes | Begun | None:
+        """The answer to a packet but for its head, if nothing else is under way and it comes at once.
 
         None when nothing was done, and Begun when a worker has the job: `ask` takes it from there.
         """
         if self._jobs or self._draining or self._bulk.under_way:
             return None
-        found = self._express.ask(self._next_job + 1, client.tenant, data)
+        found = self._express.ask(slot, self._next_job + 1, client.tenant, packet)
         if found is not None:
             self._next_job += 1
         return found
@@ -175,7 +176,8 @@ class Daemon:
         if self._draining:
             self.metrics.rejected.labels("draining").inc()
             raise Draining("the server is stopping and takes no new work")
-        form = self._forms.get(request.form)
+        known = self._forms.known(request.form)
+        form = known or self._forms.get(request.form)
         wire.check_contents(form, request.contents)
         if request.watch_s:
             wire.check_watched(form)
@@ -211,6 +213,8 @@ class Daemon:
             )
         if begun is None:
             self._next_job += 1
+            if known:
+                self._express.prepare(request.form, form)
         job = Job(
             self._next_job, client, form, start, blocks, pins, answer, on_progress if request.progress else None,
             time.perf_counter(), missing=missing, keep=request.keep,
@@ -279,11 +283,14 @@ class Daemon:
         if action:
             device.process.send(job_id, action)
 
-    def _event(self, worker: int, job_id: int, event: wire.Event) -> None:
+    def _event(self, worker: int, job_id: int, event: wire.Event | wire.Said) -> None:
         device = self._devices[worker]
         if isinstance(event, wire.Ready):
             self._devices.came_up(worker, event.device)
             self._handle(queue.WorkerUp(worker))
+            return
+        if isinstance(event, wire.Prepared):
+            self._express.prepared(device, event)
             return
         job = self._jobs[job_id]
         if isinstance(event, wire.Compiling):
@@ -297,16 +304,13 @@ class Daemon:
                 if job.on_progress and not job.settled and not job.untouched:
                     job.on_progress(share, values)
                 self._handle(queue.Progressed(job_id, share))
-            case wire.Finished():
+            case wire.Finished() | wire.Said():
+                if isinstance(event, wire.Said):
+                    event = self._express.late(device, event)
                 outcome = None if job.settled else self._outcome(job, event)
                 self._handle(queue.Finished(job_id))
                 if outcome:
                     self._settle(job, outcome)
-            case wire.Said(message):
-                self._handle(queue.Finished(job_id))
-                _, reply = wire.decode_server(message)
-                assert isinstance(reply, wire.Outputs)
-                self._settle(job, reply)
             case wire.Failure(error):
                 self._handle(queue.Failed(job_id))
                 self._settle(job, error)

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from farsum_kernels.errors import FarsumError, WireError
 from farsum_proto import wire
 from farsum_server.clients import Client
 from farsum_server.daemon import Daemon, internal
+from farsum_server.express import Slot
 from farsum_server.jobs import Begun
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -39,6 +41,8 @@ OPTIONS = (
 
 # A client that does not read gets no progress while so many messages wait for it, and is not read from either.
 MAX_OUTBOX = 64
+# How many jobs a session has numbers for; the number that was given first is forgotten first.
+MAX_NUMBERS = 64
 
 
 class Session:
@@ -49,6 +53,9 @@ class Session:
         self._context = context
         self._client = Client(holder=holder, on_idle=self._idle)
         self._jobs: dict[int, int] = {}  # the client's id -> the daemon's
+        self._slots: dict[
+            int, Slot
+        ] = {}  # of jobs that can be asked again, by the number that the client knows
         self._outbox: deque[bytes] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._eof = False
@@ -88,16 +95,13 @@ class Session:
         self._poke()
 
     def _take(self, data: bytes) -> None:
-        started = time.perf_counter()
-        begun = self._daemon.express(self._client, data)
-        if isinstance(begun, bytes):
-            self._put(begun)
-            self._daemon.metrics.answered("Reduce", "OK", time.perf_counter() - started)
+        if wire.is_packet(data):
+            self._again(data)
             return
         id_, message = wire.decode_client(data)
         match message:
             case wire.Request():
-                self._ask(id_, message, begun)
+                self._ask(id_, message)
             case wire.Residency():
                 self._claim(id_, message)
             case wire.Cancel():
@@ -108,7 +112,37 @@ class Session:
             case _:
                 raise WireError("a session says hello once")
 
-    def _ask(self, id_: int, request: wire.Request, begun: Begun | None) -> None:
+    def _again(self, packet: bytes) -> None:
+        """A small job that this session was given a number for."""
+        started = time.perf_counter()
+        id_, again = wire.decode_again(packet)
+        slot = self._slots.get(again.number)
+        if slot is None:
+            self._put(wire.encode_answer(id_, wire.Need(())))
+            return
+        try:
+            slot.packets.check(packet)
+        except FarsumError as error:
+            self._put(wire.encode_failure(id_, error))
+            return
+        found = self._daemon.express(self._client, slot, packet)
+        if isinstance(found, bytes):
+            self._put(wire.headed(found, again.number, id_))
+            self._daemon.metrics.answered("Reduce", "OK", time.perf_counter() - started)
+        else:
+            self._ask(id_, wire.Request(slot.form, slot.packets.contents(packet)), found)
+
+    def _numbered(self, form: bytes) -> int:
+        """The number by which a job can be asked again; 0 if it cannot."""
+        slot = self._daemon.slot(form)
+        if slot is None:
+            return 0
+        self._slots[slot.key] = slot
+        if len(self._slots) > MAX_NUMBERS:
+            del self._slots[next(iter(self._slots))]
+        return slot.key
+
+    def _ask(self, id_: int, request: wire.Request, begun: Begun | None = None) -> None:
         started = time.perf_counter()
         metrics = self._daemon.metrics
 
@@ -117,6 +151,8 @@ class Session:
             if isinstance(outcome, FarsumError):
                 code, data = outcome.status.grpc, wire.encode_failure(id_, outcome)
             else:
+                if isinstance(outcome, wire.Outputs):
+                    outcome = replace(outcome, again=self._numbered(request.form))
                 code, data = "OK", wire.encode_answer(id_, outcome)
             self._put(data)
             metrics.answered("Reduce", code, time.perf_counter() - started)

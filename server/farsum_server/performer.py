@@ -5,6 +5,7 @@ Knows no socket, and imports no native code: it is given the worker object that 
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ from farsum_kernels.errors import DeviceFault, FarsumError, InternalError
 from farsum_proto import wire
 from farsum_proto.tensor import held_as
 from farsum_server.arena import Arena
+from farsum_server.prepared import Prepared
 
 # Above this, hashing with more threads gains more than starting them costs.
 PARALLEL_HASH_BYTES = 1 << 20
@@ -53,15 +55,20 @@ class Performer:
         self._forms = wire.FormCache()
         self._runs: dict[int, _Started] = {}
         self._compiled: dict[int, wire.Start] = {}  # wait for their first step
+        self._prepared: dict[int, Prepared] = {}
+        # Where packets of numbers are received, always at the same addresses.
+        self.inbox = memoryview(mmap.mmap(-1, wire.PACKET_BYTES + 1))
 
     def perform(
         self, job: int, action: wire.Action, tell: Callable[[int, wire.Event], None]
-    ) -> wire.Progressed | wire.Finished | wire.Failure | wire.Said | None:
+    ) -> wire.Event | wire.Said | None:
         """Never raises for what a job does wrong: that is an event too. `tell` sends one ahead of the answer."""
         try:
             match action:
-                case wire.Small():
-                    return self._small(job, action)
+                case wire.Again(slot):
+                    return self._prepared[slot].run(slot, job)
+                case wire.Prepare():
+                    return self._prepare(action)
                 case wire.Drop():
                     self._forget(job)
                     return None
@@ -116,19 +123,18 @@ class Performer:
             arrays[index].setflags(write=False)
         return arrays
 
-    def _small(self, job: int, small: wire.Small) -> wire.Said | wire.Progressed:
-        """A job from its message to its answer, if one slice is all it takes."""
-        ask = wire.small_ask(small.ask)
-        assert ask is not None, "the daemon has checked it"
-        form, offsets = self._forms.get(ask.form), iter(small.offsets)
-        arrays = self._arrays(form, [next(offsets) if digest else inline for digest, inline in ask.contents])
-        digests = {n: digest for n, (digest, _) in zip(form.indices, ask.contents, strict=True) if digest}
-        run = self._worker.start(form.spec, arrays, None, digests)
-        if (share := run.step()) < 1.0:
-            self._runs[job] = _Started(run, None, False, 0.0, [0.0])
-            return wire.Progressed(share)
-        values = [value.tobytes() for value in run.finish()]
-        return wire.Said(wire.encode_said(ask.id, form, values, wire.encode_plan(run.plan)))
+    def _prepare(self, prepare: wire.Prepare) -> wire.Prepared:
+        """Bind a form, if it can be done at once: nobody counts the time of it as compiling."""
+        form = self._forms.get(prepare.form)
+        if not self._worker.compiled(form.spec):
+            return wire.Prepared(prepare.slot, b"")
+        try:
+            made = Prepared(self._worker, form, self.inbox, self._arena.view)
+        except FarsumError:
+            log.exception("a form could not be prepared", formula=str(form.spec))
+            return wire.Prepared(prepare.slot, b"")
+        self._prepared[prepare.slot] = made
+        return wire.Prepared(prepare.slot, made.plan)
 
     def _outlook(self, start: wire.Start) -> wire.Finished:
         form = self._forms.get(start.form)

@@ -27,8 +27,7 @@ from farsum_server.performer import Performer
 
 WORKER = "farsum_server.worker:Worker"
 
-# A packet must fit the socket's buffer (208 KiB by default); longer messages go in several.
-FRAGMENT_BYTES = 60_000
+# Longer messages go in several packets. A packet of numbers starts with wire.NUMBERS.
 _MORE, _LAST = b"\x01", b"\x00"
 
 log = structlog.get_logger("farsum.worker")
@@ -36,9 +35,9 @@ log = structlog.get_logger("farsum.worker")
 
 def fragments(message: bytes) -> list[bytes]:
     """A message as packets; the first byte says whether another one follows."""
-    if len(message) <= FRAGMENT_BYTES:
+    if len(message) <= wire.PACKET_BYTES:
         return [_LAST + message]
-    parts = [message[n : n + FRAGMENT_BYTES] for n in range(0, len(message), FRAGMENT_BYTES)]
+    parts = [message[n : n + wire.PACKET_BYTES] for n in range(0, len(message), wire.PACKET_BYTES)]
     return [_MORE + p for p in parts[:-1]] + [_LAST + parts[-1]]
 
 
@@ -66,16 +65,22 @@ class Joiner:
 def serve(channel: socket.socket, performer: Performer, device: wire.Device) -> None:
     """Perform actions until the daemon closes its end."""
 
-    def send(job: int, event: wire.Event) -> None:
-        for packet in fragments(wire.encode_event(job, event)):
+    def send(job: int, event: wire.Event | wire.Said) -> None:
+        packets = [event.packet] if isinstance(event, wire.Said) else fragments(wire.encode_event(job, event))
+        for packet in packets:
             channel.send(packet)
 
     send(0, wire.Ready(device))
-    joiner = Joiner()
-    while packet := channel.recv(FRAGMENT_BYTES + 1):
-        if (message := joiner.add(packet)) is None:
+    joiner, inbox = Joiner(), performer.inbox
+    while size := channel.recv_into(inbox):
+        job: int
+        action: wire.Action
+        if inbox[0] == wire.NUMBERS:
+            job, action = wire.decode_again(inbox)
+        elif message := joiner.add(bytes(inbox[:size])):
+            job, action = wire.decode_action(message)
+        else:
             continue
-        job, action = wire.decode_action(message)
         if event := performer.perform(job, action, send):
             send(job, event)
 
@@ -105,7 +110,7 @@ def main() -> None:
 
 # ── inside the daemon ─────────────────────────────────────────────────────────────────────────────
 
-OnEvent = Callable[[int, int, wire.Event], None]
+OnEvent = Callable[[int, int, wire.Event | wire.Said], None]
 
 
 class WorkerProcess:
@@ -165,7 +170,7 @@ class WorkerProcess:
         self._unsent.clear()
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
 
-    def send(self, job: int, action: wire.Action) -> None:
+    def send(self, job: int, action: wire.Start | wire.Step | wire.Drop | wire.Prepare) -> None:
         if self._channel is None:
             return  # Lost a moment ago; `on_lost` tells the queue, which runs the job again.
         packets = fragments(wire.encode_action(job, action))
@@ -199,29 +204,29 @@ class WorkerProcess:
         """Can it be sent something at once?"""
         return self._channel is not None and not self._unsent
 
-    def exchange(self, job: int, message: bytes, seconds: float) -> bytes | None:
-        """Send a small job, and wait here for its answer: sooner done than going round the loop.
+    def exchange(self, job: int, packet: bytes, seconds: float) -> bytes | None:
+        """Send a packet of numbers, and wait here for its answer: sooner done than going round the loop.
 
         None when it does not come in time, or something else does: that is reported like any event.
         """
         assert self._channel is not None and not self._unsent
         try:
-            self._channel.send(_LAST + message)
+            self._channel.send(packet)
             if not self._poll.poll(1000 * seconds):
                 return None
-            packet = self._channel.recv(FRAGMENT_BYTES + 1)
+            answer = self._channel.recv(wire.PACKET_BYTES + 1)
         except OSError:
             return None  # the reader sees the end of the channel and reports it
-        if packet[:1] == _LAST and (said := wire.decode_said(job, packet[1:])) is not None:
-            return said
-        if packet:
-            asyncio.get_running_loop().call_soon(self._take, packet)
+        if answer and answer[0] == wire.NUMBERS and wire.decode_again(answer)[0] == job:
+            return answer
+        if answer:
+            asyncio.get_running_loop().call_soon(self._take, answer)
         return None
 
     def _readable(self) -> None:
         assert self._channel is not None
         try:
-            packet = self._channel.recv(FRAGMENT_BYTES + 1)
+            packet = self._channel.recv(wire.PACKET_BYTES + 1)
         except BlockingIOError:
             return
         except OSError:
@@ -232,6 +237,8 @@ class WorkerProcess:
         if not packet:
             self._close()
             self._on_lost(self.number)
+        elif packet[0] == wire.NUMBERS:
+            self._on_event(self.number, wire.decode_again(packet)[0], wire.Said(packet))
         elif message := self._joiner.add(packet):
             self._on_event(self.number, *wire.decode_event(message))
 

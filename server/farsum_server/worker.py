@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from farsum_kernels.compile import Compiler, Kernel, backend_for
+from farsum_kernels.compile import Compiler, Kernel, Repeated, backend_for
 from farsum_kernels.job import RANGES, Extent, Spec, check_arrays, extent_of
 from farsum_kernels.program import Program, cost_of
 from farsum_server.programs import ProgramRun
@@ -56,6 +56,11 @@ class Worker:
             return {"steps": str(len(steps)), "pairs": str(pairs), "flops": str(cost_of(spec))}
         own = {index: shape for index, shape in shapes.items() if index not in RANGES}
         return self.kernel(spec).plan(extent_of(spec, own)).describe()
+
+    def repeated(self, spec: Spec, shapes: Mapping[int, tuple[int, ...]]) -> Repeated | None:
+        """A small job on arrays of these shapes, to be computed again and again; None where nothing is gained by that."""
+        own = {index: shape for index, shape in shapes.items() if index not in RANGES}
+        return self.kernel(spec).repeated(shapes, extent_of(spec, own))
 
     def start(
         self,

@@ -74,7 +74,7 @@ class Certified(Generic[K]):
 
         least   rows for each row of the other side, from which on looking at the points takes a small part of the job
         """
-        if RANGES[0] in arrays or extent.m * extent.n < least * (extent.m + extent.n):
+        if RANGES[0] in arrays or not large_enough_to_ask(extent, least):
             return None
         x, y = (arrays[v.params[0]] for v in (self._found.x, self._found.y))
         scale = self.scale(arrays)
@@ -97,6 +97,11 @@ class Certified(Generic[K]):
     def holds(self, scale: float, x: float, y: float) -> bool:
         """Is the error small enough, where the largest squared norms are these?"""
         return scale * (x + y) * self._growth <= ALLOWED * 2.0**24
+
+
+def large_enough_to_ask(extent: Extent, least: float = MIN_ROWS) -> bool:
+    """Does looking at the points take a small part of a job with every pair of them?"""
+    return extent.m * extent.n >= least * (extent.m + extent.n)
 
 
 def certified(

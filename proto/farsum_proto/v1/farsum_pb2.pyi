@@ -278,14 +278,16 @@ class ReduceReply(_message.Message):
     def __init__(self, outputs: _Optional[_Union[Outputs, _Mapping]] = ..., need: _Optional[_Union[Need, _Mapping]] = ..., outlook: _Optional[_Union[Outlook, _Mapping]] = ...) -> None: ...
 
 class Outputs(_message.Message):
-    __slots__ = ("values", "plan", "stopped")
+    __slots__ = ("values", "plan", "again", "stopped")
     VALUES_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
     STOPPED_FIELD_NUMBER: _ClassVar[int]
     values: _containers.RepeatedCompositeFieldContainer[Value]
     plan: bytes
+    again: int
     stopped: Stopped
-    def __init__(self, values: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., plan: _Optional[bytes] = ..., stopped: _Optional[_Union[Stopped, _Mapping]] = ...) -> None: ...
+    def __init__(self, values: _Optional[_Iterable[_Union[Value, _Mapping]]] = ..., plan: _Optional[bytes] = ..., again: _Optional[int] = ..., stopped: _Optional[_Union[Stopped, _Mapping]] = ...) -> None: ...
 
 class Stopped(_message.Message):
     __slots__ = ("error", "residuals")

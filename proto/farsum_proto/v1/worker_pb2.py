@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from farsum_proto.v1 import farsum_pb2 as farsum__proto_dot_v1_dot_farsum__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x61rsum_proto/v1/worker.proto\x12\x10\x66\x61rsum.v1.worker\x1a\x1c\x66\x61rsum_proto/v1/farsum.proto\"G\n\x05Place\x12\x13\n\x06offset\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06inline\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x42\t\n\x07_offset\"\xc1\x01\n\x06\x41\x63tion\x12\x0b\n\x03job\x18\x01 \x01(\x04\x12(\n\x05start\x18\x02 \x01(\x0b\x32\x17.farsum.v1.worker.StartH\x00\x12&\n\x04step\x18\x03 \x01(\x0b\x32\x16.farsum.v1.worker.StepH\x00\x12&\n\x04\x64rop\x18\x04 \x01(\x0b\x32\x16.farsum.v1.worker.DropH\x00\x12(\n\x05small\x18\x05 \x01(\x0b\x32\x17.farsum.v1.worker.SmallH\x00\x42\x06\n\x04\x62ody\"\x7f\n\x05Start\x12\x0c\n\x04\x66orm\x18\x01 \x01(\x0c\x12\'\n\x06places\x18\x02 \x03(\x0b\x32\x17.farsum.v1.worker.Place\x12\x0f\n\x07outputs\x18\x03 \x03(\x04\x12\x0f\n\x07outlook\x18\x04 \x01(\x08\x12\x0f\n\x07watch_s\x18\x14 \x01(\x01\x12\x0c\n\x04keep\x18\x05 \x01(\x08\"\x06\n\x04Step\"\x06\n\x04\x44rop\"%\n\x05Small\x12\x0b\n\x03\x61sk\x18\x01 \x01(\x0c\x12\x0f\n\x07offsets\x18\x02 \x03(\x04\"\x90\x02\n\x05\x45vent\x12\x0b\n\x03job\x18\x01 \x01(\x04\x12(\n\x05ready\x18\x02 \x01(\x0b\x32\x17.farsum.v1.worker.ReadyH\x00\x12\x32\n\nprogressed\x18\x03 \x01(\x0b\x32\x1c.farsum.v1.worker.ProgressedH\x00\x12.\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x1a.farsum.v1.worker.FinishedH\x00\x12\"\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x10.farsum.v1.ErrorH\x00\x12\x30\n\tcompiling\x18\x07 \x01(\x0b\x32\x1b.farsum.v1.worker.CompilingH\x00\x12\x0e\n\x04said\x18\x06 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"4\n\x05Ready\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07threads\x18\x03 \x01(\r\"\x0b\n\tCompiling\"+\n\nProgressed\x12\r\n\x05share\x18\x01 \x01(\x01\x12\x0e\n\x06values\x18\x02 \x03(\x0c\"^\n\x08\x46inished\x12\x0e\n\x06values\x18\x01 \x03(\x0c\x12\x0c\n\x04plan\x18\x02 \x01(\x0c\x12#\n\x07stopped\x18\n \x01(\x0b\x32\x12.farsum.v1.Stopped\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x61rsum_proto/v1/worker.proto\x12\x10\x66\x61rsum.v1.worker\x1a\x1c\x66\x61rsum_proto/v1/farsum.proto\"G\n\x05Place\x12\x13\n\x06offset\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06inline\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x42\t\n\x07_offset\"\xc5\x01\n\x06\x41\x63tion\x12\x0b\n\x03job\x18\x01 \x01(\x04\x12(\n\x05start\x18\x02 \x01(\x0b\x32\x17.farsum.v1.worker.StartH\x00\x12&\n\x04step\x18\x03 \x01(\x0b\x32\x16.farsum.v1.worker.StepH\x00\x12&\n\x04\x64rop\x18\x04 \x01(\x0b\x32\x16.farsum.v1.worker.DropH\x00\x12,\n\x07prepare\x18\x05 \x01(\x0b\x32\x19.farsum.v1.worker.PrepareH\x00\x42\x06\n\x04\x62ody\"\x7f\n\x05Start\x12\x0c\n\x04\x66orm\x18\x01 \x01(\x0c\x12\'\n\x06places\x18\x02 \x03(\x0b\x32\x17.farsum.v1.worker.Place\x12\x0f\n\x07outputs\x18\x03 \x03(\x04\x12\x0f\n\x07outlook\x18\x04 \x01(\x08\x12\x0f\n\x07watch_s\x18\x14 \x01(\x01\x12\x0c\n\x04keep\x18\x05 \x01(\x08\"\x06\n\x04Step\"\x06\n\x04\x44rop\"%\n\x07Prepare\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0c\n\x04\x66orm\x18\x02 \x01(\x0c\"\xb0\x02\n\x05\x45vent\x12\x0b\n\x03job\x18\x01 \x01(\x04\x12(\n\x05ready\x18\x02 \x01(\x0b\x32\x17.farsum.v1.worker.ReadyH\x00\x12\x32\n\nprogressed\x18\x03 \x01(\x0b\x32\x1c.farsum.v1.worker.ProgressedH\x00\x12.\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x1a.farsum.v1.worker.FinishedH\x00\x12\"\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x10.farsum.v1.ErrorH\x00\x12\x30\n\tcompiling\x18\x07 \x01(\x0b\x32\x1b.farsum.v1.worker.CompilingH\x00\x12.\n\x08prepared\x18\x06 \x01(\x0b\x32\x1a.farsum.v1.worker.PreparedH\x00\x42\x06\n\x04\x62ody\"4\n\x05Ready\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07threads\x18\x03 \x01(\r\"\x0b\n\tCompiling\"&\n\x08Prepared\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0c\n\x04plan\x18\x02 \x01(\x0c\"+\n\nProgressed\x12\r\n\x05share\x18\x01 \x01(\x01\x12\x0e\n\x06values\x18\x02 \x03(\x0c\"^\n\x08\x46inished\x12\x0e\n\x06values\x18\x01 \x03(\x0c\x12\x0c\n\x04plan\x18\x02 \x01(\x0c\x12#\n\x07stopped\x18\n \x01(\x0b\x32\x12.farsum.v1.Stopped\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,23 +35,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLACE']._serialized_start=80
   _globals['_PLACE']._serialized_end=151
   _globals['_ACTION']._serialized_start=154
-  _globals['_ACTION']._serialized_end=347
-  _globals['_START']._serialized_start=349
-  _globals['_START']._serialized_end=476
-  _globals['_STEP']._serialized_start=478
-  _globals['_STEP']._serialized_end=484
-  _globals['_DROP']._serialized_start=486
-  _globals['_DROP']._serialized_end=492
-  _globals['_SMALL']._serialized_start=494
-  _globals['_SMALL']._serialized_end=531
-  _globals['_EVENT']._serialized_start=534
-  _globals['_EVENT']._serialized_end=806
-  _globals['_READY']._serialized_start=808
-  _globals['_READY']._serialized_end=860
-  _globals['_COMPILING']._serialized_start=862
-  _globals['_COMPILING']._serialized_end=873
-  _globals['_PROGRESSED']._serialized_start=875
-  _globals['_PROGRESSED']._serialized_end=918
-  _globals['_FINISHED']._serialized_start=920
-  _globals['_FINISHED']._serialized_end=1014
+  _globals['_ACTION']._serialized_end=351
+  _globals['_START']._serialized_start=353
+  _globals['_START']._serialized_end=480
+  _globals['_STEP']._serialized_start=482
+  _globals['_STEP']._serialized_end=488
+  _globals['_DROP']._serialized_start=490
+  _globals['_DROP']._serialized_end=496
+  _globals['_PREPARE']._serialized_start=498
+  _globals['_PREPARE']._serialized_end=535
+  _globals['_EVENT']._serialized_start=538
+  _globals['_EVENT']._serialized_end=842
+  _globals['_READY']._serialized_start=844
+  _globals['_READY']._serialized_end=896
+  _globals['_COMPILING']._serialized_start=898
+  _globals['_COMPILING']._serialized_end=909
+  _globals['_PREPARED']._serialized_start=911
+  _globals['_PREPARED']._serialized_end=949
+  _globals['_PROGRESSED']._serialized_start=951
+  _globals['_PROGRESSED']._serialized_end=994
+  _globals['_FINISHED']._serialized_start=996
+  _globals['_FINISHED']._serialized_end=1090
 # @@protoc_insertion_point(module_scope)

@@ -17,18 +17,18 @@ class Place(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., inline: _Optional[bytes] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Action(_message.Message):
-    __slots__ = ("job", "start", "step", "drop", "small")
+    __slots__ = ("job", "start", "step", "drop", "prepare")
     JOB_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     DROP_FIELD_NUMBER: _ClassVar[int]
-    SMALL_FIELD_NUMBER: _ClassVar[int]
+    PREPARE_FIELD_NUMBER: _ClassVar[int]
     job: int
     start: Start
     step: Step
     drop: Drop
-    small: Small
-    def __init__(self, job: _Optional[int] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., small: _Optional[_Union[Small, _Mapping]] = ...) -> None: ...
+    prepare: Prepare
+    def __init__(self, job: _Optional[int] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., drop: _Optional[_Union[Drop, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ...) -> None: ...
 
 class Start(_message.Message):
     __slots__ = ("form", "places", "outputs", "outlook", "watch_s", "keep")
@@ -54,31 +54,31 @@ class Drop(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class Small(_message.Message):
-    __slots__ = ("ask", "offsets")
-    ASK_FIELD_NUMBER: _ClassVar[int]
-    OFFSETS_FIELD_NUMBER: _ClassVar[int]
-    ask: bytes
-    offsets: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, ask: _Optional[bytes] = ..., offsets: _Optional[_Iterable[int]] = ...) -> None: ...
+class Prepare(_message.Message):
+    __slots__ = ("slot", "form")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    form: bytes
+    def __init__(self, slot: _Optional[int] = ..., form: _Optional[bytes] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("job", "ready", "progressed", "finished", "failed", "compiling", "said")
+    __slots__ = ("job", "ready", "progressed", "finished", "failed", "compiling", "prepared")
     JOB_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     PROGRESSED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     COMPILING_FIELD_NUMBER: _ClassVar[int]
-    SAID_FIELD_NUMBER: _ClassVar[int]
+    PREPARED_FIELD_NUMBER: _ClassVar[int]
     job: int
     ready: Ready
     progressed: Progressed
     finished: Finished
     failed: _farsum_pb2.Error
     compiling: Compiling
-    said: bytes
-    def __init__(self, job: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., progressed: _Optional[_Union[Progressed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[_farsum_pb2.Error, _Mapping]] = ..., compiling: _Optional[_Union[Compiling, _Mapping]] = ..., said: _Optional[bytes] = ...) -> None: ...
+    prepared: Prepared
+    def __init__(self, job: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., progressed: _Optional[_Union[Progressed, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[_farsum_pb2.Error, _Mapping]] = ..., compiling: _Optional[_Union[Compiling, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("name", "kind", "threads")
@@ -93,6 +93,14 @@ class Ready(_message.Message):
 class Compiling(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Prepared(_message.Message):
+    __slots__ = ("slot", "plan")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    plan: bytes
+    def __init__(self, slot: _Optional[int] = ..., plan: _Optional[bytes] = ...) -> None: ...
 
 class Progressed(_message.Message):
     __slots__ = ("share", "values")

@@ -10,7 +10,7 @@ from farsum_proto.v1 import worker_pb2 as wpb
 from farsum_proto.wire.failures import Failure, Stopped, error_message, fill_stopped, read_stopped
 from farsum_proto.wire.info import Device
 from farsum_proto.wire.limits import parse
-from farsum_proto.wire.small import Said, Small, encode_small
+from farsum_proto.wire.small import Again
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,22 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """Get ready for jobs of one form, which come as `Again` with the number of this slot."""
+
+    slot: int
+    form: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """`plan` is that of each such job; empty where the form is not compiled here."""
+
+    slot: int
+    plan: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     device: Device
 
@@ -67,11 +83,11 @@ class Finished:
     stopped: Stopped | None = None
 
 
-Action = Start | Step | Drop | Small
-Event = Ready | Compiling | Progressed | Finished | Failure | Said
+Action = Start | Step | Drop | Prepare | Again
+Event = Ready | Prepared | Compiling | Progressed | Finished | Failure
 
 
-def encode_action(job: int, action: Action) -> bytes:
+def encode_action(job: int, action: Start | Step | Drop | Prepare) -> bytes:
     message = wpb.Action(job=job)
     match action:
         case Start():
@@ -93,8 +109,8 @@ def encode_action(job: int, action: Action) -> bytes:
                     made.inline = place
                 if digest:
                     made.digest = digest
-        case Small(ask, offsets):
-            return encode_small(job, ask, offsets)
+        case Prepare(slot, form):
+            message.prepare.slot, message.prepare.form = slot, form
         case Step():
             message.step.SetInParent()
         case Drop():
@@ -105,8 +121,8 @@ def encode_action(job: int, action: Action) -> bytes:
 def decode_action(data: bytes) -> tuple[int, Action]:
     message = parse(wpb.Action(), data)
     match message.WhichOneof("body"):
-        case "small":
-            return message.job, Small(message.small.ask, tuple(message.small.offsets))
+        case "prepare":
+            return message.job, Prepare(message.prepare.slot, message.prepare.form)
         case "start":
             start = message.start
             places = tuple([p.offset if p.HasField("offset") else p.inline for p in start.places])
@@ -139,8 +155,9 @@ def encode_event(job: int, event: Event) -> bytes:
             if stopped:
                 fill_stopped(message.finished.stopped, stopped)
             message.finished.SetInParent()
-        case Said(said):
-            message.said = said
+        case Prepared(slot, plan):
+            message.prepared.slot, message.prepared.plan = slot, plan
+            message.prepared.SetInParent()
         case Failure(error):
             message.failed.CopyFrom(error_message(error))
     return message.SerializeToString()
@@ -159,8 +176,8 @@ def decode_event(data: bytes) -> tuple[int, Event]:
             return message.job, Finished(tuple(done.values), done.plan, tuple(done.digests), stopped)
         case "failed":
             return message.job, Failure(error_named(message.failed.name, message.failed.message))
-        case "said":
-            return message.job, Said(message.said)
+        case "prepared":
+            return message.job, Prepared(message.prepared.slot, message.prepared.plan)
         case "ready":
             ready = message.ready
             return message.job, Ready(Device(ready.name, ready.kind, ready.threads))

@@ -45,11 +45,12 @@ class Outputs:
     values: tuple[Value, ...]
     plan: bytes = b""
     stopped: Stopped | None = None
+    again: int = 0  # the number of the job for packets that ask for it again, if not 0
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The server lacks these arrays.
+    """The server lacks these arrays; if none, it has to be asked in full.
 
     reasons    of each: what became of a kept result, in words, or nothing
     received   of each: the bytes of its stream that an upload which was broken off has left there
@@ -142,6 +143,8 @@ def outcome_of(reply: Reply) -> pb.ReduceReply:
         else:
             made.ticket, made.stream_bytes = value.ticket, value.stream_bytes
     outputs.plan = reply.plan
+    if reply.again:
+        outputs.again = reply.again
     if reply.stopped:
         fill_stopped(outputs.stopped, reply.stopped)
     return message
@@ -175,7 +178,7 @@ def read_reply(message: pb.ReduceReply) -> Reply:
         case "outputs":
             outputs = message.outputs
             stopped = read_stopped(outputs.stopped) if outputs.HasField("stopped") else None
-            return Outputs(tuple(map(_value, outputs.values)), outputs.plan, stopped)
+            return Outputs(tuple(map(_value, outputs.values)), outputs.plan, stopped, outputs.again)
         case "need":
             need = message.need
             return Need(tuple(need.digests), tuple(need.reasons), tuple(need.received))

@@ -1,90 +1,143 @@
-"""Small jobs, which the daemon passes to its worker as they came, and back as they are answered.
+"""Packets of bare numbers: how a small job that was asked before is asked again, and answered.
 
-What the daemon reads of one is what it must check; the worker reads the rest. Numbers are never copied here.
+A client that was told the number of a job, see Outputs, sends a head and what fills the rooms behind it: the bytes of each tiny
+array, the digest of each other one. A worker that has prepared the form gets the same packet, with the place in the
+arena behind each digest. The answer is a head and the results. What lies where is settled by the form, so nobody
+looks for it, and a worker reads and writes its numbers where they lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from struct import Struct
 
-from farsum_proto.v1 import farsum_pb2 as pb
-from farsum_proto.v1 import worker_pb2 as wpb
+from farsum_kernels.errors import WireError
+from farsum_proto.wire.contents import Content
 from farsum_proto.wire.forms import Form
-from farsum_proto.wire.limits import DIGEST_BYTES, TINY_BYTES, parse
+from farsum_proto.wire.limits import DIGEST_BYTES, TINY_BYTES
 
-# Longer messages hold arrays that are to stay.
-SMALL_BYTES = 16 << 10
+# A packet must fit the buffer of a socket (208 KiB by default).
+PACKET_BYTES = 60_000
+# The first byte, with which no protobuf message starts.
+NUMBERS = 2
+ALIGN = 64
+_HEAD = Struct("<B3xIQ")
+_PLACE = Struct("<q")
 
 
 @dataclass(frozen=True, slots=True)
-class Small:
-    """A message of a client, checked, and where in the arena the arrays lie that it names by digest."""
+class Again:
+    """A job that its reader knows by a number; the packet holds its numbers."""
 
-    ask: bytes
-    offsets: tuple[int, ...] = ()
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The message that answers it."""
+    """The packet that answers it."""
 
-    message: bytes
-
-
-class SmallAsk(NamedTuple):
-    """`contents` holds the digest of each array, and its bytes if it has none."""
-
-    id: int
-    form: bytes
-    contents: list[tuple[bytes, bytes]]
+    packet: bytes | memoryview
 
 
-def small_ask(data: bytes) -> SmallAsk | None:
-    """A job that asks for nothing but its values; None for every other message, and for what must be refused."""
-    if len(data) > SMALL_BYTES:
-        return None
-    message = parse(pb.ClientMessage(), data)
-    job = message.reduce
-    form = job.form
-    if not form or job.deadline_s or job.progress or job.outlook or job.keep or job.watch_s:
-        return None
-    return SmallAsk(message.id, form, [(c.digest, c.inline) for c in job.contents])
+class Packets:
+    """Where the numbers of a form lie in its packets.
+
+    rooms     the offset of each array
+    tiny      whether its bytes lie there, or its name
+    results   the offset of each result in the answer
+    """
+
+    def __init__(self, form: Form) -> None:
+        self.tiny = [face.nbytes < TINY_BYTES for face in form.faces]
+        sizes = [
+            face.nbytes if tiny else DIGEST_BYTES + _PLACE.size
+            for face, tiny in zip(form.faces, self.tiny, strict=True)
+        ]
+        self.rooms, ask = _laid_out(sizes)
+        self.results, answer = _laid_out([face.nbytes for face in form.outputs])
+        self._ask, self._answer = Struct(ask), Struct(answer)
+        self.ask_bytes, self.answer_bytes = self._ask.size, self._answer.size
+        # Of the arrays that are named: which, and where their places are.
+        self.named = [n for n, tiny in enumerate(self.tiny) if not tiny]
+        self.places = [self.rooms[n] + DIGEST_BYTES for n in self.named]
+
+    @property
+    def fit(self) -> bool:
+        """Are both of them packets?"""
+        return max(self.ask_bytes, self.answer_bytes) <= PACKET_BYTES
+
+    def ask(self, number: int, id_: int, contents: Sequence[bytes]) -> bytes:
+        """The packet of a job: the bytes of each tiny array, the digest of each other one."""
+        return self._ask.pack(NUMBERS, number, id_, *contents)
+
+    def check(self, packet: bytes) -> None:
+        """Raise WireError unless it is as long as it has to be."""
+        if len(packet) != self.ask_bytes:
+            raise WireError(f"a packet of {len(packet)} bytes came where the job takes {self.ask_bytes}")
+
+    def check_answer(self, packet: bytes | memoryview) -> None:
+        """Raise WireError unless it is as long as it has to be."""
+        if len(packet) != self.answer_bytes:
+            raise WireError(f"an answer of {len(packet)} bytes came where {self.answer_bytes} were due")
+
+    def contents(self, packet: bytes) -> tuple[Content, ...]:
+        """The same as a message would have them."""
+        found = self._ask.unpack(packet)[3:]
+        return tuple(
+            Content(b"", each) if tiny else Content(each[:DIGEST_BYTES], None)
+            for each, tiny in zip(found, self.tiny, strict=True)
+        )
+
+    def digests(self, packet: bytes) -> list[bytes]:
+        """Of the arrays that are named."""
+        return [packet[place - DIGEST_BYTES : place] for place in self.places]
+
+    def values(self, packet: bytes | memoryview) -> tuple[bytes, ...]:
+        """The results in an answer. Raises WireError."""
+        self.check_answer(packet)
+        return self._answer.unpack(packet)[3:]
 
 
-def fits(form: Form, contents: list[tuple[bytes, bytes]]) -> bool:
-    """Whether each array is tiny and came along, or is named: all that check_contents asks, and no more."""
-    if len(contents) != len(form.faces):
-        return False
-    for face, (digest, inline) in zip(form.faces, contents, strict=True):
-        if digest:
-            if inline or len(digest) != DIGEST_BYTES:
-                return False
-        elif len(inline) != face.nbytes or face.nbytes >= TINY_BYTES:
-            return False
-    return True
+def _laid_out(sizes: Sequence[int]) -> tuple[list[int], str]:
+    """The offsets of byte strings of these sizes behind a head, and the format of it all."""
+    offsets, text, end = [], _HEAD.format, _HEAD.size
+    for size in sizes:
+        start = -(-end // ALIGN) * ALIGN
+        text += f"{start - end}x{size}s"
+        offsets.append(start)
+        end = start + size
+    return offsets, text
 
 
-def encode_small(job: int, ask: bytes, offsets: Sequence[int]) -> bytes:
-    message = wpb.Action(job=job)
-    message.small.ask = ask
-    if offsets:
-        message.small.offsets.extend(offsets)
-    return message.SerializeToString()
+def is_packet(data: bytes) -> bool:
+    return data[:1] == b"\x02"
 
 
-def encode_said(id_: int, form: Form, values: Sequence[bytes], plan: bytes) -> bytes:
-    """The answer to a small job, as the client gets it."""
-    message = pb.ServerMessage(id=id_)
-    outputs = message.reply.outputs
-    outputs.plan = plan
-    for face, value in zip(form.outputs, values, strict=True):
-        outputs.values.add(dtype=face.dtype, shape=face.shape, inline=value)
-    return message.SerializeToString()
+def decode_again(packet: bytes | memoryview) -> tuple[int, Again]:
+    """The head of a packet: its id, and which job it is. Raises WireError."""
+    if len(packet) < _HEAD.size:
+        raise WireError(f"a packet of {len(packet)} bytes has no head")
+    _, number, id_ = _HEAD.unpack_from(packet)
+    return id_, Again(number)
 
 
-def decode_said(job: int, data: bytes) -> bytes | None:
-    """The answer in an event, if it is one to this job."""
-    event = parse(wpb.Event(), data)
-    return event.said if event.job == job and event.said else None
+def headed(packet: bytes, number: int, id_: int, places: Mapping[int, int] | None = None) -> bytes:
+    """The packet with another head, and offsets into the arena at these offsets of it."""
+    if not places:
+        return _HEAD.pack(NUMBERS, number, id_) + packet[_HEAD.size :]
+    made = bytearray(packet)
+    put_head(memoryview(made), number, id_)
+    for where, place in places.items():
+        _PLACE.pack_into(made, where, place)
+    return bytes(made)
+
+
+def put_head(packet: memoryview, number: int, id_: int) -> None:
+    _HEAD.pack_into(packet, 0, NUMBERS, number, id_)
+
+
+def place_in(packet: memoryview, where: int) -> int:
+    """The offset into the arena that is written there."""
+    found: int = _PLACE.unpack_from(packet, where)[0]
+    return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farsum_kernels.backends.certified import MIN_ROWS, at_centre, squares
+from farsum_kernels.backends.certified import at_centre, large_enough_to_ask, squares
 from farsum_kernels.backends.cpu.emit import PIECE
 from farsum_kernels.backends.cpu.launch import Launch
 from farsum_kernels.backends.rows import on_rows
@@ -51,8 +51,8 @@ class Filter:
 
     def launch(self, direct: Kernel, arrays: Mapping[int, Array], extent: Extent) -> FilteredLaunch | None:
         """The job by this filter; None where it would say little."""
-        rows, columns = (extent.m, extent.n) if direct.spec.axis == 1 else (extent.n, extent.m)
-        if extent.batch or RANGES[0] in arrays or rows * columns < MIN_ROWS * (rows + columns):
+        rows = extent.m if direct.spec.axis == 1 else extent.n
+        if extent.batch or RANGES[0] in arrays or not large_enough_to_ask(extent):
             return None
         points = at_centre(*(arrays[v.params[0]] for v in (self._found.x, self._found.y)))
         if points is None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farsum_kernels.backends import culling
-from farsum_kernels.backends.certified import certified, in_pieces
+from farsum_kernels.backends.certified import certified, in_pieces, large_enough_to_ask
 from farsum_kernels.backends.cpu import native
 from farsum_kernels.backends.cpu.filtered import FilteredLaunch, filtered
 from farsum_kernels.backends.cpu.launch import Ground, Launch
@@ -33,7 +33,7 @@ from farsum_kernels.formula.expr import J
 from farsum_kernels.formula.lower import Program, Want, lower
 from farsum_kernels.formula.reductions import Kind
 from farsum_kernels.formula.rewrite import simplified
-from farsum_kernels.job import COMPUTED_IN, Extent, Part, Spec, output_dtypes
+from farsum_kernels.job import COMPUTED_IN, RANGES, Extent, Part, Spec, output_dtypes
 from farsum_kernels.plan import (
     UNROLL,
     Layout,
@@ -193,6 +193,16 @@ class Kernel:
         return Launch(self, arrays, extent)
 
     bind_culled = bind
+
+    def repeated(self, shapes: Mapping[int, tuple[int, ...]], extent: Extent) -> Launch | None:
+        """A job to be computed again and again; None where it depends on the numbers how it is computed best."""
+        over_j = reduced_over_j(self.spec, extent)
+        asks = (self._certified or self._filter) and large_enough_to_ask(extent)
+        culls = self.points is not None and culling.large_enough(self, over_j)
+        if over_j.pairs == 0 or RANGES[0] in shapes or asks or culls or self.dtype.name != self.spec.dtype:
+            return None
+        launch = self.bind({n: np.zeros(shape, self.dtype) for n, shape in shapes.items()}, extent)
+        return launch if launch.plan.slices == 1 else None
 
     def seconds(self, over_j: Extent) -> float:
         """About how long every pair of a dense job takes."""

@@ -78,20 +78,38 @@ class Launch:
                 a[...] = stored.identity
             self._done = plan.slices
             return
-        if kernel.text.packed:
-            self._pack()
-        self._table = table_of(self._arrays)
+        self._packed = self._room_to_pack() if kernel.text.packed else []
+        self._table = table_of([*self._arrays, *self._packed])
+        self._pack()
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """The variables by slot."""
+        return self._kernel.indices
+
+    def again(self, addresses: Sequence[int]) -> None:
+        """Start over, on arrays of the same shapes at these addresses, by slot.
+
+        They are C-ordered, in the dtype of the arithmetic, and whoever calls keeps them alive.
+        """
+        self._table[: len(addresses)] = addresses
+        self._done = 0
+        self._pack()
+
+    def _room_to_pack(self) -> list[Array]:
+        """Memory for what depends on a column alone."""
+        kernel, batches = self._kernel, self._ground.batches
+        self._pack_ground = kernel.pack_ground(self._extent, self._ground)
+        rows = len(self._pack_ground.tasks) // batches * kernel.layout.lanes
+        return [np.empty((batches, rows), kernel.dtype) for _ in range(kernel.text.packed)]
 
     def _pack(self) -> None:
         """Compute what depends on a column alone, once for all rows."""
-        kernel, batches = self._kernel, self._ground.batches
-        ground = kernel.pack_ground(self._extent, self._ground)
-        rows = len(ground.tasks) // batches * kernel.layout.lanes
-        packed = [np.empty((batches, rows), kernel.dtype) for _ in range(kernel.text.packed)]
-        table, out = table_of([*self._arrays, *packed]), table_of(packed)
-        threads = min(self.plan.threads, kernel.pack_threads(self._extent))
-        self._call(kernel.code.pack, ground, table, out, 0, len(ground.tasks), threads)
-        self._arrays += packed
+        if self._packed:
+            kernel, ground = self._kernel, self._pack_ground
+            threads = min(self.plan.threads, kernel.pack_threads(self._extent))
+            out = table_of(self._packed)
+            self._call(kernel.code.pack, ground, self._table, out, 0, len(ground.tasks), threads)
 
     def _call(
         self, function: Any, ground: Ground, table: Any, out: Any, first: int, end: int, threads: int
@@ -139,6 +157,12 @@ class Launch:
 
     def results(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
         """Merge the splits and finish the states of a job that is done, reduction by reduction."""
+        results = self.so_far(into)
+        self._give_back()
+        return results
+
+    def so_far(self, into: Sequence[Array] | None = None) -> tuple[Array, ...]:
+        """The same of a job that is to start over."""
         extent = self._extent
         batches = prod(extent.batch)
         if self._kernel.picks and self.plan.splits == 1 and self._ground.places is None:
@@ -155,7 +179,6 @@ class Launch:
             else:
                 _assemble(out.reshape(batches, extent.m, *tail), group, part.k)
             results.append(out)
-        self._give_back()
         return tuple(results)
 
     def worst(self) -> Array:

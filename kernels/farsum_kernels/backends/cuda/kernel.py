@@ -182,6 +182,9 @@ class Kernel:
             or self.bind(arrays, extent, digests=digests)
         )
 
+    def repeated(self, shapes: Mapping[int, tuple[int, ...]], extent: Extent) -> None:
+        """Arrays have to be brought here each time anyway; what is launched again is graphs.py's to say."""
+
     def bind_culled(self, arrays: Mapping[int, Array], extent: Extent) -> Launch:
         """The same for blocks of few rows, which are what is left of a job. Raises DeviceFull."""
         return self.bind_whole(arrays, extent, self.variant(self._culled))

@@ -61,6 +61,9 @@ class SplitKernel:
             return first.launch(arrays, extent, digests)
         return SplitLaunch(self._spec, self._kernels, self._shares, arrays, extent, digests or {})
 
+    def repeated(self, shapes: Mapping[int, tuple[int, ...]], extent: Extent) -> None:
+        """As on one device."""
+
 
 class SplitLaunch:
     """A launch on each device."""

@@ -1,0 +1,73 @@
+"""A small job in its worker: bound once for its form, and computed again whenever numbers come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farsum_kernels.job import Spec
+from farsum_proto import wire
+from farsum_proto.tensor import held_as
+
+
+def address_of(memory: memoryview) -> int:
+    start: int = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+    return start
+
+
+class Prepared:
+    """Jobs of one form, whose packets lie in `inbox` and whose named arrays lie in `arena`."""
+
+    def __init__(self, worker: Any, form: wire.Form, inbox: memoryview, arena: memoryview) -> None:
+        assert isinstance(form.spec, Spec)
+        self._worker, self._form, self._spec = worker, form, form.spec
+        self._inbox, self._arena = inbox, arena
+        self._packets = packets = wire.Packets(form)
+        self._outbox = memoryview(bytearray(packets.answer_bytes))
+        self._outputs = [
+            np.ndarray(face.shape, held_as(face.dtype), self._outbox, offset)
+            for face, offset in zip(form.outputs, packets.results, strict=True)
+        ]
+        shapes = {n: face.shape for n, face in zip(form.indices, form.faces, strict=True)}
+        self._launch = worker.repeated(form.spec, shapes)
+        if self._launch is None:
+            self.plan = wire.encode_plan(worker.outlook(form.spec, shapes))
+            return
+        self.plan = wire.encode_plan(self._launch.words)
+        order = [form.indices.index(n) for n in self._launch.indices]
+        here, self._there = address_of(inbox), address_of(arena)
+        self._addresses = [here + packets.rooms[n] for n in order]
+        # Which of them are of named arrays, and where the places of these are.
+        where = dict(zip(packets.named, packets.places, strict=True))
+        self._named = [(slot, where[n]) for slot, n in enumerate(order) if n in where]
+
+    def run(self, slot: int, job: int) -> wire.Said:
+        """The answer to the packet that is in the inbox. It is good until the next one."""
+        if self._launch:
+            for place, where in self._named:
+                self._addresses[place] = self._there + wire.place_in(self._inbox, where)
+            self._launch.again(self._addresses)
+            self._launch.step()
+            self._launch.so_far(self._outputs)
+        else:
+            run = self._worker.start(self._spec, *self._bound())
+            while run.step() < 1.0:
+                pass
+            run.finish()
+        wire.put_head(self._outbox, slot, job)
+        return wire.Said(self._outbox)
+
+    def _bound(self) -> tuple[dict[int, NDArray[Any]], list[NDArray[Any]], dict[int, bytes]]:
+        """The arrays of the packet, where the results go, and the digests of the named arrays."""
+        packets, arrays, digests = self._packets, {}, {}
+        where = dict(zip(packets.named, packets.places, strict=True))
+        for n, (index, face) in enumerate(zip(self._form.indices, self._form.faces, strict=True)):
+            memory, offset = self._inbox, packets.rooms[n]
+            if n in where:
+                digests[index] = bytes(memory[offset : offset + wire.DIGEST_BYTES])
+                memory, offset = self._arena, wire.place_in(self._inbox, where[n])
+            arrays[index] = np.ndarray(face.shape, held_as(face.dtype), memory, offset)
+            arrays[index].setflags(write=False)
+        return arrays, self._outputs, digests
