@@ -84,7 +84,7 @@ class Call:
     ) -> None:
         self._engine = engine
         self._session = engine.session
-        self._form = form
+        self.form = form
         self._arrays = arrays
         self._dtypes = dtypes
         self._options = options
@@ -106,7 +106,7 @@ class Call:
     def outlook(self) -> Outlook:
         """What the job would take."""
         self._digests = list(map(self._name, self._arrays))
-        request = wire.Request(self._form, self._contents(frozenset()), outlook=True)
+        request = wire.Request(self.form, self._contents(frozenset()), outlook=True)
         reply = persist(self._session, lambda: self._session.ask(request))
         if not isinstance(reply, wire.Outlook):
             raise WireError(f"{self._session.target} answered an outlook with {type(reply).__name__}")
@@ -143,7 +143,7 @@ class Call:
         missing: frozenset[bytes] = frozenset()
         for _ in range(MAX_ASKS):
             request = wire.Request(
-                self._form,
+                self.form,
                 self._contents(missing),
                 self._left(),
                 self._options.progress is not None or self._options.watch is not None,

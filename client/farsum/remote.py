@@ -29,6 +29,10 @@ Array = NDArray[Any]
 
 SUBMIT_THREADS = 32
 MAX_PREPARED = 256
+MAX_PACKED = 8
+
+# The number, shape and dtype of each array of a job.
+Faces = list[tuple[int, tuple[int, ...], Any]]
 
 
 def _version() -> str:
@@ -191,8 +195,8 @@ class RemotePrepared:
     def __init__(self, engine: RemoteEngine, spec: Spec | Program) -> None:
         self.spec = spec
         self._engine = engine
-        self._last: tuple[object, bytes] = None, b""
-        self._packed: Packed | None = None
+        self._last: tuple[Faces, bytes] = [], b""
+        self._packed: list[Packed] = []  # of the small jobs that came again, the newest first
 
     def _form(self, arrays: Mapping[int, Any]) -> bytes:
         """The job without its numbers, encoded. Made once for a run of equal shapes.
@@ -210,16 +214,12 @@ class RemotePrepared:
             self._last = faces, form
         return form
 
-    def _own(self, arrays: Mapping[int, Any]) -> dict[int, Any]:
-        """The arrays that a reduction takes, in the order in which its form names them."""
-        return {n: arrays[n] for n in (*self.spec.inputs, *RANGES) if n in arrays}
-
     def _call(self, arrays: Mapping[int, Any], options: Options) -> Call:
         if isinstance(self.spec, Program):
             own = {n: _ordered(arrays[n]) for n in range(len(self.spec.inputs)) if n in arrays}
             dtypes = tuple(value.dtype for value in self.spec.inputs)
         else:
-            own = {n: _ordered(a) for n, a in self._own(arrays).items()}
+            own = {n: _ordered(arrays[n]) for n in (*self.spec.inputs, *RANGES) if n in arrays}
             dtypes = tuple("int64" if n in RANGES else self.spec.dtype for n in own)
         results = self.spec.results if isinstance(self.spec, Program) else ()
         return Call(self._engine, self._form(own), tuple(own.values()), dtypes, options, results)
@@ -230,36 +230,45 @@ class RemotePrepared:
         Raises what the server raises, ServerUnreachable when the connection is lost and cannot be
         taken up again.
         """
-        plain = options.deadline_s is None and not options.keep and options.watch is None
-        if plain and (found := self._again(arrays)):
+        if options.deadline_s is not None or options.keep or options.watch:
+            return self._call(arrays, options).run()
+        if found := self._again(arrays):
             if options.progress:
                 options.progress(1.0)
             return found
-        return self._call(arrays, options).run()
+        call = self._call(arrays, options)
+        found = call.run()
+        self._learn(call.form)
+        return found
 
     def _again(self, arrays: Mapping[int, Any]) -> Result | None:
         """The result of a small job that the server knows by a number; None where it has to be asked in full."""
+        for packed in self._packed:
+            if contents := packed.contents(arrays):
+                break
+        else:
+            return None
         session = self._engine.session
         try:
             stream = session.stream()
         except FarsumError:
-            return None
-        if not stream.known or any([type(a) is not np.ndarray for a in arrays.values()]):
-            return None
-        arrays = self._own(arrays)
-        form = self._form(arrays)
-        known = stream.known.get(form)
+            return None  # asked in full, it is tried again
+        known = stream.known.get(packed.form)
         if known is None:
             return None
-        packed = self._packed
-        if packed is None or packed.form is not form:
-            packed = self._packed = Packed(form)
-        reply = session.again(stream, known.number, packed.packets, packed.contents(arrays))
+        reply = session.again(stream, known.number, packed.packets, contents)
         if isinstance(reply, wire.Said):
-            return Result(packed.results(reply), wire.decode_plan(known.plan))
+            return Result(packed.results(reply.packet), wire.decode_plan(known.plan))
         if reply and all([value.inline is not None for value in reply.values]):
             return Result(tuple(map(inline, reply.values)), wire.decode_plan(reply.plan))
         return None
+
+    def _learn(self, form: bytes) -> None:
+        """The server may have a number for this job from now on."""
+        faces, last = self._last
+        known = any([packed.form == form for packed in self._packed])
+        if last is form and not known and self._engine.session.knows(form):
+            self._packed = [Packed(form, faces), *self._packed[: MAX_PACKED - 1]]
 
     def outlook(self, arrays: Mapping[int, Any]) -> Outlook:
         """What running on these arrays would take there: its plan, and what it would have to be sent."""
@@ -274,23 +283,32 @@ class RemotePrepared:
 
 
 class Packed:
-    """How the numbers of a small job travel."""
+    """How the numbers of a small job travel whose arrays have these numbers, shapes and dtypes."""
 
-    def __init__(self, form: bytes) -> None:
+    def __init__(self, form: bytes, faces: Faces) -> None:
         decoded = wire.decode_form(form)
         self.form = form
         self.packets = wire.Packets(decoded)
-        self._arrays = list(zip(decoded.indices, self.packets.tiny, strict=True))
-        faces = zip(decoded.outputs, self.packets.results, strict=True)
-        self._results = [(face.shape, tensor.held_as(face.dtype), start) for face, start in faces]
+        self._faces = [(*face, tiny) for face, tiny in zip(faces, self.packets.tiny, strict=True)]
+        outputs = zip(decoded.outputs, self.packets.results, strict=True)
+        self._results = [(face.shape, tensor.held_as(face.dtype), start) for face, start in outputs]
 
-    def contents(self, arrays: Mapping[int, Array]) -> list[bytes]:
-        return [arrays[n].tobytes() if tiny else digest_of(_ordered(arrays[n])) for n, tiny in self._arrays]
+    def contents(self, arrays: Mapping[int, Any]) -> list[bytes] | None:
+        """What fills the rooms of a packet; None where the arrays are others, or handles."""
+        if len(arrays) != len(self._faces):
+            return None
+        contents = []
+        for n, shape, dtype, tiny in self._faces:
+            array = arrays.get(n)
+            if type(array) is not np.ndarray or array.shape != shape or array.dtype != dtype:
+                return None
+            contents.append(array.tobytes() if tiny else digest_of(_ordered(array)))
+        return contents
 
-    def results(self, said: wire.Said) -> tuple[Array, ...]:
+    def results(self, packet: bytes | memoryview) -> tuple[Array, ...]:
         """The results, over memory of their own, which is writable."""
-        self.packets.check_answer(said.packet)
-        memory = bytearray(said.packet)
+        self.packets.check_answer(packet)
+        memory = bytearray(packet)
         return tuple([np.ndarray(shape, dtype, memory, start) for shape, dtype, start in self._results])
 
 

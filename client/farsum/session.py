@@ -156,6 +156,11 @@ class Session:
             lambda id_: wire.encode_ask(id_, request), request.deadline_s, on_progress, on_sent, request.form
         )
 
+    def knows(self, form: bytes) -> bool:
+        """Has the stream that is open a number for jobs of this form?"""
+        stream = self._stream
+        return stream is not None and form in stream.known
+
     def again(
         self, stream: Stream, number: int, packets: wire.Packets, contents: list[bytes]
     ) -> wire.Said | wire.Outputs | None:

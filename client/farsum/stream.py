@@ -213,9 +213,9 @@ class Stream:
         finally:
             with self._lock:
                 self._reading = False
-                heir = next((p for p in self._pending.values() if p.waiting), None)
-                if heir and heir.ready:
-                    heir.ready.set()
+                heirs = [p for p in self._pending.values() if p.waiting] if self._pending else ()
+                if heirs and (ready := heirs[0].ready):
+                    ready.set()
 
     def _dispatch(self, data: bytes) -> None:
         id_, message = _decoded(data)

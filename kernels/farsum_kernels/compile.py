@@ -35,20 +35,21 @@ class Launch(Protocol):
         ...
 
 
-class Repeated(Launch, Protocol):
-    """A job of one slice that is computed again and again: `again`, `step`, `so_far`."""
+class Repeated(Protocol):
+    """A small job that is computed again and again on other numbers, and writes its results to one place.
+
+    indices   the variables whose arrays it reads, in the order in which it takes their addresses
+    words     the plan in words
+    """
 
     @property
-    def indices(self) -> Sequence[int]:
-        """The variables whose arrays it reads, in the order in which it takes their addresses."""
-        ...
+    def indices(self) -> Sequence[int]: ...
 
-    def again(self, addresses: Sequence[int]) -> None:
-        """Start over, on arrays of the same shapes and dtype that lie C-ordered at these addresses."""
-        ...
+    @property
+    def words(self) -> Mapping[str, str]: ...
 
-    def so_far(self, into: Sequence[Any] | None = None) -> tuple[Any, ...]:
-        """The results, before it starts over."""
+    def run(self, addresses: Sequence[int]) -> None:
+        """Compute on arrays of its shapes and dtype that lie C-ordered at these addresses."""
         ...
 
 
@@ -69,8 +70,10 @@ class Kernel(Protocol):
         """Bind arrays of the right shapes and dtype. A device keeps copies of those that have a digest."""
         ...
 
-    def repeated(self, shapes: Mapping[int, tuple[int, ...]], extent: Extent) -> Repeated | None:
-        """A job of these sizes to be computed again and again; None where nothing is gained by that."""
+    def repeated(
+        self, shapes: Mapping[int, tuple[int, ...]], extent: Extent, into: Sequence[Any]
+    ) -> Repeated | None:
+        """A job of these sizes whose results go into these arrays; None where nothing is gained by that."""
         ...
 
 

@@ -123,13 +123,17 @@ class Arena:
 
         Those that were touched before are not again, so it may be called often.
         """
-        end = min(end, self.size) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > self._warm and not self.warming:
+        if self.cold(end):
+            end = min(end, self.size) // mmap.PAGESIZE * mmap.PAGESIZE
             start, self._warm = self._warm, end
             self._warmer = threading.Thread(
                 target=self._populate, args=(start, end), name="arena-warmer", daemon=True
             )
             self._warmer.start()
+
+    def cold(self, end: int) -> bool:
+        """Is there anything in the first `end` bytes that `warm` would touch now?"""
+        return min(end, self.size) // mmap.PAGESIZE * mmap.PAGESIZE > self._warm and not self.warming
 
     @property
     def warming(self) -> bool:

@@ -28,6 +28,7 @@ from farsum_kernels.errors import (
 from farsum_kernels.job import ArrayRef
 from farsum_proto import wire
 from farsum_server import queue
+from farsum_server.affinity import Affinity
 from farsum_server.arena import Allocator, Arena
 from farsum_server.bulk import Bulk, Chunk
 from farsum_server.clients import Client
@@ -81,6 +82,7 @@ class Daemon:
         self.settle_claims = self._supply.settle_claims
         self._express = Express(self._store, self._devices)
         self.slot = self._express.slot
+        self.affinity = Affinity()
         self._watch()
 
     def _watch(self) -> None:
@@ -154,9 +156,13 @@ class Daemon:
         """
         if self._jobs or self._draining or self._bulk.under_way:
             return None
+        if not slot.alone:
+            self.affinity.scatter()
         found = self._express.ask(slot, self._next_job + 1, client.tenant, packet)
         if found is not None:
             self._next_job += 1
+        if isinstance(found, bytes) and slot.alone and slot.device.process.pid:
+            self.affinity.small_call(slot.device.process.pid)
         return found
 
     def ask(
@@ -173,6 +179,7 @@ class Daemon:
 
         Raises FarsumError for a request that is wrong or cannot be taken.
         """
+        self.affinity.scatter()
         if self._draining:
             self.metrics.rejected.labels("draining").inc()
             raise Draining("the server is stopping and takes no new work")
@@ -317,6 +324,7 @@ class Daemon:
 
     def _lost(self, worker: int) -> None:
         self.metrics.restarts.inc()
+        self.affinity.scatter()  # or the successor would inherit it
         if self._devices.lost(worker):
             self._handle(queue.WorkerLost(worker))
 
@@ -382,6 +390,7 @@ class Daemon:
         now = time.monotonic()
         self._bulk.expire(now)
         self._store.expire()
+        self.affinity.tick()
         self._warm_ahead()
         for device in self._devices:
             if device.job and device.compiling and now - device.since > self._limits.compile_deadline_s:
@@ -389,8 +398,10 @@ class Daemon:
 
     def _warm_ahead(self) -> None:
         """Keep so much memory ready beyond what was ever used."""
-        if self._limits.store_warm_bytes:
-            self._arena.warm(self._allocator.high + self._limits.store_warm_bytes)
+        end = self._allocator.high + self._limits.store_warm_bytes
+        if self._limits.store_warm_bytes and self._arena.cold(end):
+            self.affinity.scatter()
+            self._arena.warm(end)
 
     def _overrun(self, device: Device, job: Job) -> None:
         """The compiler cannot be interrupted, only its process can."""
@@ -410,12 +421,14 @@ class Daemon:
         """Receive one array; see `Bulk.upload`."""
         if self._draining:
             raise Draining("the server is stopping and takes no new arrays")
+        self.affinity.scatter()
         return await self._bulk.upload(tenant, upload, chunks, transport)
 
     def download(
         self, what: bytes | ArrayRef, tenant: str = "default", transport: str = "bulk"
     ) -> AbstractAsyncContextManager[tuple[bytes, memoryview]]:
         """The header and the bytes of an array; see `Bulk.download`."""
+        self.affinity.scatter()
         return self._bulk.download(tenant, what, transport)
 
 

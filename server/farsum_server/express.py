@@ -31,6 +31,7 @@ class Slot:
     number   what the worker calls it; another's once this one is not the one that was used last
     start    which process of its device that is
     plan     of each of its jobs; empty before it is ready
+    alone    they run on one thread
     """
 
     key: int
@@ -43,6 +44,7 @@ class Slot:
     asked: bool = False
     evicted: bool = False
     plan: bytes = b""
+    alone: bool = False
 
     @property
     def ready(self) -> bool:
@@ -145,6 +147,7 @@ class Express:
         """A worker has prepared a form, or has not compiled it any more: then it is asked again later."""
         slot = self._of(device).numbered(event.slot)
         slot.plan, slot.asked = event.plan, bool(event.plan)
+        slot.alone = wire.decode_plan(event.plan).get("threads", "1") == "1"
 
     def slot(self, form: bytes) -> Slot | None:
         """The slot of a form, if a worker is ready for it."""
@@ -155,8 +158,8 @@ class Express:
 
     def late(self, device: Device, said: wire.Said) -> wire.Finished:
         """An answer that was not waited for any more."""
-        _, head = wire.decode_again(said.packet)
-        slot = self._of(device).numbered(head.number)
+        _, number = wire.decode_again(said.packet)
+        slot = self._of(device).numbered(number)
         return wire.Finished(slot.packets.values(said.packet), slot.plan)
 
 

@@ -7,6 +7,7 @@ library would answer it by itself with another one.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -115,8 +116,8 @@ class Session:
     def _again(self, packet: bytes) -> None:
         """A small job that this session was given a number for."""
         started = time.perf_counter()
-        id_, again = wire.decode_again(packet)
-        slot = self._slots.get(again.number)
+        id_, number = wire.decode_again(packet)
+        slot = self._slots.get(number)
         if slot is None:
             self._put(wire.encode_answer(id_, wire.Need(())))
             return
@@ -127,7 +128,7 @@ class Session:
             return
         found = self._daemon.express(self._client, slot, packet)
         if isinstance(found, bytes):
-            self._put(wire.headed(found, again.number, id_))
+            self._put(wire.headed(found, number, id_))
             self._daemon.metrics.answered("Reduce", "OK", time.perf_counter() - started)
         else:
             self._ask(id_, wire.Request(slot.form, slot.packets.contents(packet)), found)
@@ -331,7 +332,12 @@ class GrpcServer:
     ) -> None:
         self.api = Api(daemon, version, passage)
         self._health = health.aio.HealthServicer()
+        others = set(threading.enumerate())
         self._server = grpc.aio.server(options=OPTIONS)
+        # Those that gRPC has started for it carry its messages.
+        daemon.affinity.carriers = [
+            t.native_id for t in threading.enumerate() if t not in others and t.native_id
+        ]
         guard = Guard(daemon)
         api = self.api
         self._server.add_generic_rpc_handlers((

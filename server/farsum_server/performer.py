@@ -61,12 +61,10 @@ class Performer:
 
     def perform(
         self, job: int, action: wire.Action, tell: Callable[[int, wire.Event], None]
-    ) -> wire.Event | wire.Said | None:
+    ) -> wire.Event | None:
         """Never raises for what a job does wrong: that is an event too. `tell` sends one ahead of the answer."""
         try:
             match action:
-                case wire.Again(slot):
-                    return self._prepared[slot].run(slot, job)
                 case wire.Prepare():
                     return self._prepare(action)
                 case wire.Drop():
@@ -86,19 +84,26 @@ class Performer:
                 case wire.Step() if job in self._compiled:
                     self._runs[job] = self._start(self._compiled.pop(job))
             return self._slice(job)
-        except DeviceFault:
+        except Exception as error:
+            return self._failure(job, error)
+
+    def again(self, job: int, slot: int) -> memoryview | wire.Failure:
+        """The packet that answers the one in the inbox, for a job of this slot."""
+        try:
+            return self._prepared[slot].run(slot, job)
+        except Exception as error:
+            return self._failure(job, error)
+
+    def _failure(self, job: int, error: Exception) -> wire.Failure:
+        if isinstance(error, DeviceFault):
             # Nothing works on that device any more for this process: its successor does this job and all others.
-            log.exception("the device is lost", request=f"job-{job}")
-            raise
-        except FarsumError as error:
-            self._forget(job)
+            log.error("the device is lost", request=f"job-{job}", exc_info=error)
+            raise error
+        self._forget(job)
+        if isinstance(error, FarsumError):
             return wire.Failure(error)
-        except Exception:
-            self._forget(job)
-            log.exception("a job failed in the worker", request=f"job-{job}")
-            return wire.Failure(
-                InternalError(f"internal error; the server's log has it under request job-{job}")
-            )
+        log.error("a job failed in the worker", request=f"job-{job}", exc_info=error)
+        return wire.Failure(InternalError(f"internal error; the server's log has it under request job-{job}"))
 
     def _forget(self, job: int) -> None:
         self._runs.pop(job, None)

@@ -31,33 +31,31 @@ class Prepared:
             for face, offset in zip(form.outputs, packets.results, strict=True)
         ]
         shapes = {n: face.shape for n, face in zip(form.indices, form.faces, strict=True)}
-        self._launch = worker.repeated(form.spec, shapes)
-        if self._launch is None:
+        self._repeated = worker.repeated(form.spec, shapes, self._outputs)
+        if self._repeated is None:
             self.plan = wire.encode_plan(worker.outlook(form.spec, shapes))
             return
-        self.plan = wire.encode_plan(self._launch.words)
-        order = [form.indices.index(n) for n in self._launch.indices]
+        self.plan = wire.encode_plan(self._repeated.words)
+        order = [form.indices.index(n) for n in self._repeated.indices]
         here, self._there = address_of(inbox), address_of(arena)
         self._addresses = [here + packets.rooms[n] for n in order]
         # Which of them are of named arrays, and where the places of these are.
         where = dict(zip(packets.named, packets.places, strict=True))
         self._named = [(slot, where[n]) for slot, n in enumerate(order) if n in where]
 
-    def run(self, slot: int, job: int) -> wire.Said:
-        """The answer to the packet that is in the inbox. It is good until the next one."""
-        if self._launch:
+    def run(self, slot: int, job: int) -> memoryview:
+        """The packet that answers the one in the inbox. It is good until the next one."""
+        if self._repeated:
             for place, where in self._named:
                 self._addresses[place] = self._there + wire.place_in(self._inbox, where)
-            self._launch.again(self._addresses)
-            self._launch.step()
-            self._launch.so_far(self._outputs)
+            self._repeated.run(self._addresses)
         else:
             run = self._worker.start(self._spec, *self._bound())
             while run.step() < 1.0:
                 pass
             run.finish()
         wire.put_head(self._outbox, slot, job)
-        return wire.Said(self._outbox)
+        return self._outbox
 
     def _bound(self) -> tuple[dict[int, NDArray[Any]], list[NDArray[Any]], dict[int, bytes]]:
         """The arrays of the packet, where the results go, and the digests of the named arrays."""

@@ -65,24 +65,24 @@ class Joiner:
 def serve(channel: socket.socket, performer: Performer, device: wire.Device) -> None:
     """Perform actions until the daemon closes its end."""
 
-    def send(job: int, event: wire.Event | wire.Said) -> None:
-        packets = [event.packet] if isinstance(event, wire.Said) else fragments(wire.encode_event(job, event))
-        for packet in packets:
+    def send(job: int, event: wire.Event) -> None:
+        for packet in fragments(wire.encode_event(job, event)):
             channel.send(packet)
 
     send(0, wire.Ready(device))
     joiner, inbox = Joiner(), performer.inbox
     while size := channel.recv_into(inbox):
-        job: int
-        action: wire.Action
         if inbox[0] == wire.NUMBERS:
-            job, action = wire.decode_again(inbox)
+            job, slot = wire.decode_again(inbox)
+            answer = performer.again(job, slot)
+            if isinstance(answer, memoryview):
+                channel.send(answer)
+            else:
+                send(job, answer)
         elif message := joiner.add(bytes(inbox[:size])):
             job, action = wire.decode_action(message)
-        else:
-            continue
-        if event := performer.perform(job, action, send):
-            send(job, event)
+            if event := performer.perform(job, action, send):
+                send(job, event)
 
 
 def main() -> None:
@@ -170,7 +170,7 @@ class WorkerProcess:
         self._unsent.clear()
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
 
-    def send(self, job: int, action: wire.Start | wire.Step | wire.Drop | wire.Prepare) -> None:
+    def send(self, job: int, action: wire.Action) -> None:
         if self._channel is None:
             return  # Lost a moment ago; `on_lost` tells the queue, which runs the job again.
         packets = fragments(wire.encode_action(job, action))
@@ -209,12 +209,13 @@ class WorkerProcess:
 
         None when it does not come in time, or something else does: that is reported like any event.
         """
-        assert self._channel is not None and not self._unsent
+        channel = self._channel
+        assert channel is not None and not self._unsent
         try:
-            self._channel.send(packet)
+            channel.send(packet)
             if not self._poll.poll(1000 * seconds):
                 return None
-            answer = self._channel.recv(wire.PACKET_BYTES + 1)
+            answer = channel.recv(wire.PACKET_BYTES + 1)
         except OSError:
             return None  # the reader sees the end of the channel and reports it
         if answer and answer[0] == wire.NUMBERS and wire.decode_again(answer)[0] == job:

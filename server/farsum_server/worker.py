@@ -57,10 +57,15 @@ class Worker:
         own = {index: shape for index, shape in shapes.items() if index not in RANGES}
         return self.kernel(spec).plan(extent_of(spec, own)).describe()
 
-    def repeated(self, spec: Spec, shapes: Mapping[int, tuple[int, ...]]) -> Repeated | None:
-        """A small job on arrays of these shapes, to be computed again and again; None where nothing is gained by that."""
+    def repeated(
+        self, spec: Spec, shapes: Mapping[int, tuple[int, ...]], into: Sequence[Array]
+    ) -> Repeated | None:
+        """A small job on arrays of these shapes whose results always go into these arrays.
+
+        None where nothing is gained by that.
+        """
         own = {index: shape for index, shape in shapes.items() if index not in RANGES}
-        return self.kernel(spec).repeated(shapes, extent_of(spec, own))
+        return self.kernel(spec).repeated(shapes, extent_of(spec, own), into)
 
     def start(
         self,

@@ -136,7 +136,6 @@ from farsum_proto.wire.sessions import (
 from farsum_proto.wire.small import (
     NUMBERS,
     PACKET_BYTES,
-    Again,
     Packets,
     Said,
     decode_again,
@@ -151,7 +150,6 @@ __all__ = [
     "Event",
     "NUMBERS",
     "PACKET_BYTES",
-    "Again",
     "Packets",
     "Said",
     "decode_again",

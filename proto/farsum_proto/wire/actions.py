@@ -10,7 +10,6 @@ from farsum_proto.v1 import worker_pb2 as wpb
 from farsum_proto.wire.failures import Failure, Stopped, error_message, fill_stopped, read_stopped
 from farsum_proto.wire.info import Device
 from farsum_proto.wire.limits import parse
-from farsum_proto.wire.small import Again
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Get ready for jobs of one form, which come as `Again` with the number of this slot."""
+    """Get ready for jobs of one form, which come as packets with the number of this slot."""
 
     slot: int
     form: bytes
@@ -83,11 +82,11 @@ class Finished:
     stopped: Stopped | None = None
 
 
-Action = Start | Step | Drop | Prepare | Again
+Action = Start | Step | Drop | Prepare
 Event = Ready | Prepared | Compiling | Progressed | Finished | Failure
 
 
-def encode_action(job: int, action: Start | Step | Drop | Prepare) -> bytes:
+def encode_action(job: int, action: Action) -> bytes:
     message = wpb.Action(job=job)
     match action:
         case Start():

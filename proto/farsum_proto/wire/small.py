@@ -27,17 +27,10 @@ _PLACE = Struct("<q")
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
-    """A job that its reader knows by a number; the packet holds its numbers."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
 class Said:
-    """The packet that answers it."""
+    """The packet that answers a job."""
 
-    packet: bytes | memoryview
+    packet: bytes
 
 
 class Packets:
@@ -114,12 +107,12 @@ def is_packet(data: bytes) -> bool:
     return data[:1] == b"\x02"
 
 
-def decode_again(packet: bytes | memoryview) -> tuple[int, Again]:
-    """The head of a packet: its id, and which job it is. Raises WireError."""
+def decode_again(packet: bytes | memoryview) -> tuple[int, int]:
+    """The head of a packet: its id, and the number by which its reader knows the job. Raises WireError."""
     if len(packet) < _HEAD.size:
         raise WireError(f"a packet of {len(packet)} bytes has no head")
     _, number, id_ = _HEAD.unpack_from(packet)
-    return id_, Again(number)
+    return id_, number
 
 
 def headed(packet: bytes, number: int, id_: int, places: Mapping[int, int] | None = None) -> bytes:

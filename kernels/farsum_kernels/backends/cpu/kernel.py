@@ -15,7 +15,7 @@ from farsum_kernels.backends import culling
 from farsum_kernels.backends.certified import certified, in_pieces, large_enough_to_ask
 from farsum_kernels.backends.cpu import native
 from farsum_kernels.backends.cpu.filtered import FilteredLaunch, filtered
-from farsum_kernels.backends.cpu.launch import Ground, Launch
+from farsum_kernels.backends.cpu.launch import Ground, Launch, Repeated
 from farsum_kernels.backends.cpu.skeleton import Text, kernel_text
 from farsum_kernels.backends.cpu.vector import LLVM
 from farsum_kernels.backends.culled import CulledLaunch, culled_launch
@@ -194,7 +194,9 @@ class Kernel:
 
     bind_culled = bind
 
-    def repeated(self, shapes: Mapping[int, tuple[int, ...]], extent: Extent) -> Launch | None:
+    def repeated(
+        self, shapes: Mapping[int, tuple[int, ...]], extent: Extent, into: Sequence[Array]
+    ) -> Repeated | None:
         """A job to be computed again and again; None where it depends on the numbers how it is computed best."""
         over_j = reduced_over_j(self.spec, extent)
         asks = (self._certified or self._filter) and large_enough_to_ask(extent)
@@ -202,7 +204,7 @@ class Kernel:
         if over_j.pairs == 0 or RANGES[0] in shapes or asks or culls or self.dtype.name != self.spec.dtype:
             return None
         launch = self.bind({n: np.zeros(shape, self.dtype) for n, shape in shapes.items()}, extent)
-        return launch if launch.plan.slices == 1 else None
+        return Repeated(launch, into) if launch.plan.slices == 1 else None
 
     def seconds(self, over_j: Extent) -> float:
         """About how long every pair of a dense job takes."""

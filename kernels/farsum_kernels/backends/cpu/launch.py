@@ -62,6 +62,7 @@ class Launch:
 
     def __init__(self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> None:
         self._kernel = kernel
+        self.indices = kernel.indices
         # Kept alive here: the tables hold bare addresses.
         self._arrays = kernel.inputs(arrays)
         self._extent = reduced_over_j(kernel.spec, extent)
@@ -82,16 +83,8 @@ class Launch:
         self._table = table_of([*self._arrays, *self._packed])
         self._pack()
 
-    @property
-    def indices(self) -> Sequence[int]:
-        """The variables by slot."""
-        return self._kernel.indices
-
     def again(self, addresses: Sequence[int]) -> None:
-        """Start over, on arrays of the same shapes at these addresses, by slot.
-
-        They are C-ordered, in the dtype of the arithmetic, and whoever calls keeps them alive.
-        """
+        """Start over, on arrays of the same shapes at these addresses, by slot."""
         self._table[: len(addresses)] = addresses
         self._done = 0
         self._pack()
@@ -181,6 +174,21 @@ class Launch:
             results.append(out)
         return tuple(results)
 
+    def moves(self, into: Sequence[Array]) -> list[tuple[Array, Array]] | None:
+        """Where each result goes, and where it lies among the states, if finishing is no more than moving it."""
+        outputs, extent = self._kernel.outputs, self._extent
+        if not self._kernel.picks or self.plan.splits > 1 or self._ground.places is not None:
+            return None
+        if any(held == "uint16" for held, _ in outputs):
+            return None
+        batches, moves = prod(extent.batch), []
+        for (_, group), (_, tail), out in zip(self._picked(batches), outputs, into, strict=True):
+            rows, at = out.reshape(batches, extent.m, *tail), 0
+            for component in group:  # (dims, batch, rows)
+                moves.append((rows[..., at : at + len(component)], np.moveaxis(component, 0, -1)))
+                at += len(component)
+        return moves
+
     def worst(self) -> Array:
         """The value of each row that a better one must beat, task by task; for extrema and lists of them."""
         worst: Array = self._out[0][-1]
@@ -249,6 +257,29 @@ class Launch:
             values.append(best)
             places.append(where)
         return values + places
+
+
+class Repeated:
+    """A job of one slice that is computed again and again on other numbers; its results always go to one place."""
+
+    def __init__(self, launch: Launch, into: Sequence[Array]) -> None:
+        self._launch, self._into = launch, into
+        self._moves = launch.moves(into)
+        self.indices: Sequence[int] = launch.indices
+        self.words = launch.words
+
+    def run(self, addresses: Sequence[int]) -> None:
+        """Compute on arrays of the same shapes at these addresses, by slot.
+
+        They are C-ordered, in the dtype of the arithmetic, and whoever calls keeps them alive.
+        """
+        self._launch.again(addresses)
+        self._launch.step()
+        if self._moves is None:
+            self._launch.so_far(self._into)
+            return
+        for to, result in self._moves:
+            to[...] = result
 
 
 def _assemble(out: Array, group: Sequence[Array], k: int) -> None:

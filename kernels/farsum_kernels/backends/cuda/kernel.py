@@ -182,7 +182,7 @@ class Kernel:
             or self.bind(arrays, extent, digests=digests)
         )
 
-    def repeated(self, shapes: Mapping[int, tuple[int, ...]], extent: Extent) -> None:
+    def repeated(self, shapes: Mapping[int, tuple[int, ...]], extent: Extent, into: Sequence[Array]) -> None:
         """Arrays have to be brought here each time anyway; what is launched again is graphs.py's to say."""
 
     def bind_culled(self, arrays: Mapping[int, Array], extent: Extent) -> Launch:

@@ -61,7 +61,7 @@ class SplitKernel:
             return first.launch(arrays, extent, digests)
         return SplitLaunch(self._spec, self._kernels, self._shares, arrays, extent, digests or {})
 
-    def repeated(self, shapes: Mapping[int, tuple[int, ...]], extent: Extent) -> None:
+    def repeated(self, shapes: Mapping[int, tuple[int, ...]], extent: Extent, into: Sequence[Array]) -> None:
         """As on one device."""
 
 
