@@ -256,7 +256,7 @@ class RemotePrepared:
         known = stream.known.get(packed.form)
         if known is None:
             return None
-        reply = session.again(stream, known.number, packed.packets, contents)
+        reply = session.again(stream, known.number, packed.rooms, contents)
         if isinstance(reply, wire.Said):
             return Result(packed.results(reply.packet), wire.decode_plan(known.plan))
         if reply and all([value.inline is not None for value in reply.values]):
@@ -288,9 +288,9 @@ class Packed:
     def __init__(self, form: bytes, faces: Faces) -> None:
         decoded = wire.decode_form(form)
         self.form = form
-        self.packets = wire.Packets(decoded)
-        self._faces = [(*face, tiny) for face, tiny in zip(faces, self.packets.tiny, strict=True)]
-        outputs = zip(decoded.outputs, self.packets.results, strict=True)
+        self.rooms = wire.Rooms(decoded)
+        self._faces = [(*face, tiny) for face, tiny in zip(faces, self.rooms.tiny, strict=True)]
+        outputs = zip(decoded.outputs, self.rooms.results, strict=True)
         self._results = [(face.shape, tensor.held_as(face.dtype), start) for face, start in outputs]
 
     def contents(self, arrays: Mapping[int, Any]) -> list[bytes] | None:
@@ -307,7 +307,7 @@ class Packed:
 
     def results(self, packet: bytes | memoryview) -> tuple[Array, ...]:
         """The results, over memory of their own, which is writable."""
-        self.packets.check_answer(packet)
+        self.rooms.check_answer(packet)
         memory = bytearray(packet)
         return tuple([np.ndarray(shape, dtype, memory, start) for shape, dtype, start in self._results])
 

@@ -162,7 +162,7 @@ class Session:
         return stream is not None and form in stream.known
 
     def again(
-        self, stream: Stream, number: int, packets: wire.Packets, contents: list[bytes]
+        self, stream: Stream, number: int, rooms: wire.Rooms, contents: list[bytes]
     ) -> wire.Said | wire.Outputs | None:
         """Ask for a small job by the number that it has on this stream.
 
@@ -171,7 +171,7 @@ class Session:
         pending = Pending(next(self._ids))
         self._tell_released(stream)
         try:
-            stream.send(packets.ask(number, pending.id, contents), pending)
+            stream.send(rooms.ask(number, pending.id, contents), pending)
         except Lost:
             return None
         outcome = stream.wait(pending)

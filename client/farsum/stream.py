@@ -96,8 +96,8 @@ class Known(NamedTuple):
 def _decoded(
     data: bytes,
 ) -> tuple[int, wire.Welcome | wire.Reply | wire.Progress | wire.Failure | wire.Goodbye | wire.Said]:
-    if wire.is_packet(data):
-        return wire.decode_again(data)[0], wire.Said(data)
+    if wire.is_numbers(data):
+        return wire.decode_head(data)[0], wire.Said(data)
     return wire.decode_server(data)
 
 

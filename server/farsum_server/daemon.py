@@ -33,8 +33,8 @@ from farsum_server.arena import Allocator, Arena
 from farsum_server.bulk import Bulk, Chunk
 from farsum_server.clients import Client
 from farsum_server.devices import Device, Devices
-from farsum_server.express import Express, Slot
-from farsum_server.jobs import Answer, Begun, Job, Limits, OnProgress
+from farsum_server.express import Express
+from farsum_server.jobs import Answer, Begun, Job, Limits, OnProgress, Slot
 from farsum_server.metrics import Metrics
 from farsum_server.process import WORKER
 from farsum_server.store import Store
@@ -224,7 +224,7 @@ class Daemon:
                 self._express.prepare(request.form, form)
         job = Job(
             self._next_job, client, form, start, blocks, pins, answer, on_progress if request.progress else None,
-            time.perf_counter(), missing=missing, keep=request.keep,
+            time.perf_counter(), missing=missing, keep=request.keep, slot=begun.slot if begun else None,
         )  # fmt: skip
         self._jobs[job.id] = job
         client.jobs.add(job.id)
@@ -266,7 +266,7 @@ class Daemon:
                     if job.began is None:
                         job.began = time.perf_counter()
                         self.metrics.waited(job.began - job.asked)
-                    if begun and (begun.job, begun.worker) != (job_id, worker):
+                    if begun and (begun.job, begun.slot.device.process.number) != (job_id, worker):
                         raise queue.Impossible(f"{begun}, and the queue starts {job_id} on {worker}")
                     self._send(worker, job_id, None if begun else job.start)
                 case queue.Step(worker, job_id):
@@ -299,6 +299,8 @@ class Daemon:
         if isinstance(event, wire.Prepared):
             self._express.prepared(device, event)
             return
+        if not job_id:
+            return  # a form that could not be prepared, as the worker's log says: it goes the long way
         job = self._jobs[job_id]
         if isinstance(event, wire.Compiling):
             job.untouched = True
@@ -313,7 +315,8 @@ class Daemon:
                 self._handle(queue.Progressed(job_id, share))
             case wire.Finished() | wire.Said():
                 if isinstance(event, wire.Said):
-                    event = self._express.late(device, event)
+                    assert job.slot, "only a packet is answered with a packet"
+                    event = wire.Finished(job.slot.rooms.values(event.packet), job.slot.plan)
                 outcome = None if job.settled else self._outcome(job, event)
                 self._handle(queue.Finished(job_id))
                 if outcome:
@@ -325,6 +328,7 @@ class Daemon:
     def _lost(self, worker: int) -> None:
         self.metrics.restarts.inc()
         self.affinity.scatter()  # or the successor would inherit it
+        self._express.lost(worker)
         if self._devices.lost(worker):
             self._handle(queue.WorkerLost(worker))
 

@@ -22,8 +22,7 @@ from farsum_kernels.errors import FarsumError, WireError
 from farsum_proto import wire
 from farsum_server.clients import Client
 from farsum_server.daemon import Daemon, internal
-from farsum_server.express import Slot
-from farsum_server.jobs import Begun
+from farsum_server.jobs import Begun, Slot
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -96,7 +95,7 @@ class Session:
         self._poke()
 
     def _take(self, data: bytes) -> None:
-        if wire.is_packet(data):
+        if wire.is_numbers(data):
             self._again(data)
             return
         id_, message = wire.decode_client(data)
@@ -116,13 +115,13 @@ class Session:
     def _again(self, packet: bytes) -> None:
         """A small job that this session was given a number for."""
         started = time.perf_counter()
-        id_, number = wire.decode_again(packet)
+        id_, number = wire.decode_head(packet)
         slot = self._slots.get(number)
         if slot is None:
             self._put(wire.encode_answer(id_, wire.Need(())))
             return
         try:
-            slot.packets.check(packet)
+            slot.rooms.check(packet)
         except FarsumError as error:
             self._put(wire.encode_failure(id_, error))
             return
@@ -131,17 +130,17 @@ class Session:
             self._put(wire.headed(found, number, id_))
             self._daemon.metrics.answered("Reduce", "OK", time.perf_counter() - started)
         else:
-            self._ask(id_, wire.Request(slot.form, slot.packets.contents(packet)), found)
+            self._ask(id_, wire.Request(slot.form, slot.rooms.contents(packet)), found)
 
     def _numbered(self, form: bytes) -> int:
         """The number by which a job can be asked again; 0 if it cannot."""
         slot = self._daemon.slot(form)
         if slot is None:
             return 0
-        self._slots[slot.key] = slot
+        self._slots[slot.number] = slot
         if len(self._slots) > MAX_NUMBERS:
             del self._slots[next(iter(self._slots))]
-        return slot.key
+        return slot.number
 
     def _ask(self, id_: int, request: wire.Request, begun: Begun | None = None) -> None:
         started = time.perf_counter()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from farsum_kernels.errors import FarsumError
 from farsum_proto import wire
 from farsum_server.clients import Client
+from farsum_server.devices import Device
 from farsum_server.store import Held
 
 OnProgress = Callable[[float, tuple[bytes, ...]], None]
@@ -46,11 +47,39 @@ class Job:
     settled: bool = False
     missing: tuple[bytes, ...] = ()  # of an outlook: the arrays that are not here
     keep: bytes = b""  # the token that is to hold the results
+    slot: Slot | None = None  # by which its worker has it
     untouched: bool = False  # its worker compiles it, or has, and waits: nothing reads or writes its memory
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A form that a worker process was asked to prepare.
+
+    number   what workers and clients call it; never used again
+    asked    the worker knows of it, and has it ready once there is a plan
+    alone    its jobs run on one thread
+    slow     one of them took too long to be waited for
+    lost     the worker has it no more
+    """
+
+    number: int
+    device: Device
+    form: bytes
+    decoded: wire.Form
+    rooms: wire.Rooms
+    asked: bool = False
+    plan: bytes = b""
+    alone: bool = False
+    slow: bool = False
+    lost: bool = False
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.plan) and not self.lost
 
 
 class Begun(NamedTuple):
     """A small job that is on a worker and was not answered at once."""
 
     job: int
-    worker: int
+    slot: Slot

@@ -87,10 +87,10 @@ class Performer:
         except Exception as error:
             return self._failure(job, error)
 
-    def again(self, job: int, slot: int) -> memoryview | wire.Failure:
-        """The packet that answers the one in the inbox, for a job of this slot."""
+    def again(self, job: int, number: int) -> memoryview | wire.Failure:
+        """The packet that answers the one in the inbox, for a job of the form that has this number."""
         try:
-            return self._prepared[slot].run(slot, job)
+            return self._prepared[number].run(number, job)
         except Exception as error:
             return self._failure(job, error)
 
@@ -130,16 +130,13 @@ class Performer:
 
     def _prepare(self, prepare: wire.Prepare) -> wire.Prepared:
         """Bind a form, if it can be done at once: nobody counts the time of it as compiling."""
+        self._prepared.pop(prepare.forget, None)
         form = self._forms.get(prepare.form)
         if not self._worker.compiled(form.spec):
-            return wire.Prepared(prepare.slot, b"")
-        try:
-            made = Prepared(self._worker, form, self.inbox, self._arena.view)
-        except FarsumError:
-            log.exception("a form could not be prepared", formula=str(form.spec))
-            return wire.Prepared(prepare.slot, b"")
-        self._prepared[prepare.slot] = made
-        return wire.Prepared(prepare.slot, made.plan)
+            return wire.Prepared(prepare.number, b"")
+        made = Prepared(self._worker, form, self.inbox, self._arena.view)
+        self._prepared[prepare.number] = made
+        return wire.Prepared(prepare.number, made.plan)
 
     def _outlook(self, start: wire.Start) -> wire.Finished:
         form = self._forms.get(start.form)

@@ -24,11 +24,11 @@ class Prepared:
         assert isinstance(form.spec, Spec)
         self._worker, self._form, self._spec = worker, form, form.spec
         self._inbox, self._arena = inbox, arena
-        self._packets = packets = wire.Packets(form)
-        self._outbox = memoryview(bytearray(packets.answer_bytes))
+        self._rooms = rooms = wire.Rooms(form)
+        self._outbox = memoryview(bytearray(rooms.answer_bytes))
         self._outputs = [
             np.ndarray(face.shape, held_as(face.dtype), self._outbox, offset)
-            for face, offset in zip(form.outputs, packets.results, strict=True)
+            for face, offset in zip(form.outputs, rooms.results, strict=True)
         ]
         shapes = {n: face.shape for n, face in zip(form.indices, form.faces, strict=True)}
         self._repeated = worker.repeated(form.spec, shapes, self._outputs)
@@ -38,12 +38,12 @@ class Prepared:
         self.plan = wire.encode_plan(self._repeated.words)
         order = [form.indices.index(n) for n in self._repeated.indices]
         here, self._there = address_of(inbox), address_of(arena)
-        self._addresses = [here + packets.rooms[n] for n in order]
+        self._addresses = [here + rooms.starts[n] for n in order]
         # Which of them are of named arrays, and where the places of these are.
-        where = dict(zip(packets.named, packets.places, strict=True))
+        where = dict(zip(rooms.named, rooms.places, strict=True))
         self._named = [(slot, where[n]) for slot, n in enumerate(order) if n in where]
 
-    def run(self, slot: int, job: int) -> memoryview:
+    def run(self, number: int, job: int) -> memoryview:
         """The packet that answers the one in the inbox. It is good until the next one."""
         if self._repeated:
             for place, where in self._named:
@@ -54,15 +54,15 @@ class Prepared:
             while run.step() < 1.0:
                 pass
             run.finish()
-        wire.put_head(self._outbox, slot, job)
+        wire.put_head(self._outbox, number, job)
         return self._outbox
 
     def _bound(self) -> tuple[dict[int, NDArray[Any]], list[NDArray[Any]], dict[int, bytes]]:
         """The arrays of the packet, where the results go, and the digests of the named arrays."""
-        packets, arrays, digests = self._packets, {}, {}
-        where = dict(zip(packets.named, packets.places, strict=True))
+        rooms, arrays, digests = self._rooms, {}, {}
+        where = dict(zip(rooms.named, rooms.places, strict=True))
         for n, (index, face) in enumerate(zip(self._form.indices, self._form.faces, strict=True)):
-            memory, offset = self._inbox, packets.rooms[n]
+            memory, offset = self._inbox, rooms.starts[n]
             if n in where:
                 digests[index] = bytes(memory[offset : offset + wire.DIGEST_BYTES])
                 memory, offset = self._arena, wire.place_in(self._inbox, where[n])

@@ -42,7 +42,7 @@ def fragments(message: bytes) -> list[bytes]:
 
 
 class Joiner:
-    """Packets back to messages."""
+    """Rooms back to messages."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -73,8 +73,8 @@ def serve(channel: socket.socket, performer: Performer, device: wire.Device) -> 
     joiner, inbox = Joiner(), performer.inbox
     while size := channel.recv_into(inbox):
         if inbox[0] == wire.NUMBERS:
-            job, slot = wire.decode_again(inbox)
-            answer = performer.again(job, slot)
+            job, number = wire.decode_head(inbox)
+            answer = performer.again(job, number)
             if isinstance(answer, memoryview):
                 channel.send(answer)
             else:
@@ -218,7 +218,7 @@ class WorkerProcess:
             answer = channel.recv(wire.PACKET_BYTES + 1)
         except OSError:
             return None  # the reader sees the end of the channel and reports it
-        if answer and answer[0] == wire.NUMBERS and wire.decode_again(answer)[0] == job:
+        if answer and answer[0] == wire.NUMBERS and wire.decode_head(answer)[0] == job:
             return answer
         if answer:
             asyncio.get_running_loop().call_soon(self._take, answer)
@@ -239,7 +239,7 @@ class WorkerProcess:
             self._close()
             self._on_lost(self.number)
         elif packet[0] == wire.NUMBERS:
-            self._on_event(self.number, wire.decode_again(packet)[0], wire.Said(packet))
+            self._on_event(self.number, wire.decode_head(packet)[0], wire.Said(packet))
         elif message := self._joiner.add(packet):
             self._on_event(self.number, *wire.decode_event(message))
 

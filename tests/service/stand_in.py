@@ -12,6 +12,11 @@ import numpy as np
 from farsum_kernels.job import Spec
 
 
+def odd(rows: Any) -> bool:
+    """Are these the rows with which a worker misbehaves?"""
+    return len(rows) == 13 or rows.reshape(-1)[:1].tolist() == [13.0]
+
+
 class Run:
     """Two slices, then zeros."""
 
@@ -41,6 +46,12 @@ class Worker:
     def compiled(self, spec: Spec) -> bool:
         return True
 
+    def repeated(self, spec: Spec, shapes: Mapping[int, tuple[int, ...]], into: Sequence[Any]) -> None:
+        """Each job is bound anew."""
+
+    def outlook(self, spec: Spec, shapes: Mapping[int, tuple[int, ...]]) -> Mapping[str, str]:
+        return {"path": "stand-in"}
+
     def start(
         self,
         spec: Spec,
@@ -55,17 +66,17 @@ class Worker:
 
 
 class Quick(Worker):
-    """One slice; with 13 rows it takes longer than anybody waits in place."""
+    """One slice; with odd rows it takes longer than anybody waits in place."""
 
     def begin(self, rows: Any, outputs: Sequence[Any] | None) -> Run:
-        if len(rows) == 13:
+        if odd(rows):
             time.sleep(0.05)
         return Run((len(rows), 1), outputs, 1)
 
 
 class SlowCompiler(Worker):
     def begin(self, rows: Any, outputs: Sequence[Any] | None) -> Run:
-        if len(rows) == 13:
+        if odd(rows):
             time.sleep(600)
         return super().begin(rows, outputs)
 
@@ -99,14 +110,23 @@ class LongCompiler(Worker):
         return super().begin(rows, outputs)
 
 
-class Buggy(Worker):
+class Buggy(Quick):
     def begin(self, rows: Any, outputs: Sequence[Any] | None) -> Run:
+        if odd(rows):
+            raise RuntimeError("the secret of the server")
+        return super().begin(rows, outputs)
+
+
+class Unprepared(Quick):
+    """Cannot bind a form ahead of its jobs."""
+
+    def repeated(self, spec: Spec, shapes: Mapping[int, tuple[int, ...]], into: Sequence[Any]) -> None:
         raise RuntimeError("the secret of the server")
 
 
 class Crashing(Worker):
     def begin(self, rows: Any, outputs: Sequence[Any] | None) -> Run:
-        if len(rows) == 13:
+        if odd(rows):
             os._exit(3)
         return super().begin(rows, outputs)
 

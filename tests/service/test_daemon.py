@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from blake3 import blake3
 
@@ -19,13 +19,13 @@ from farsum_kernels.errors import (
     FarsumError,
     FormulaTooExpensive,
     InternalError,
-    WireError,
     WorkerDied,
 )
 from farsum_proto import wire
 from farsum_server.clients import Client
 from farsum_server.daemon import Daemon
-from farsum_server.jobs import Begun, Limits
+from farsum_server.express import SLOTS
+from farsum_server.jobs import Begun, Limits, Slot
 from farsum_server.metrics import Metrics
 from tests.service.server import gaussian_sum
 
@@ -73,15 +73,33 @@ def ask(
     return answer
 
 
-def say(daemon: Daemon, client: Client, asked: wire.Request) -> tuple[object, asyncio.Future[Any]]:
-    """A small job as a session asks for it: what `express` gives, and the answer."""
-    with suppress(WireError):  # the form is known from now on
-        daemon.ask(client, replace(asked, contents=()), lambda _: None)
+async def prepared(daemon: Daemon, client: Client, asked: wire.Request) -> Slot:
+    """What the job has once it has come a second time."""
+    for _ in range(2):
+        assert isinstance(await ask(daemon, client, asked), wire.Outputs)
+    slot = daemon.slot(asked.form)
+    assert slot is not None
+    return slot
+
+
+def packet(slot: Slot, first: float = 0.0) -> bytes:
+    """A job on zeros, but for its first number; or if its rows are named, on those of `request`."""
+    rows, tiny = slot.decoded.faces[0].shape[0], slot.rooms.tiny[0]
+    x = np.zeros((rows, 3), np.float32)
+    x[0, 0] = first
+    return slot.rooms.ask(
+        slot.number, 7, [x.tobytes() if tiny else blake3(x.tobytes()).digest(), bytes(12), bytes(4)]
+    )
+
+
+def say(daemon: Daemon, client: Client, slot: Slot, sent: bytes) -> tuple[object, asyncio.Future[Any]]:
+    """A small job as a session asks for it: what `express` gives, and the values or the answer."""
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    begun = daemon.express(client, wire.encode_ask(1, asked))
+    begun = daemon.express(client, slot, sent)
     if isinstance(begun, bytes):
-        answer.set_result(wire.decode_server(begun)[1])
+        answer.set_result(slot.rooms.values(begun))
     else:
+        asked = wire.Request(slot.form, slot.rooms.contents(sent))
         daemon.ask(client, asked, answer.set_result, None, begun)
     return begun, answer
 
@@ -158,7 +176,7 @@ def test_a_first_step_that_does_not_end_is_an_overrun_too() -> None:
 
 def test_bug_of_the_worker_is_an_internal_error_without_its_story() -> None:
     async def scenario(daemon: Daemon) -> None:
-        outcome = await ask(daemon, Client(), request(5))
+        outcome = await ask(daemon, Client(), request(13))
         assert type(outcome) is InternalError and "secret" not in str(outcome) and "job-1" in str(outcome)
         assert daemon.devices[0].restarts == 0
 
@@ -261,83 +279,112 @@ def test_memory_is_free_when_all_is_done() -> None:
 
 def test_small_jobs_are_answered_at_once() -> None:
     async def scenario(daemon: Daemon) -> None:
-        told: list[bytes] = []
         for rows in (5, 200):
-            asked, client = request(rows), Client()
-            if rows == 200:  # an array that has a digest is there already
-                assert isinstance(await ask(daemon, client, asked), wire.Outputs)
-                asked = replace(asked, contents=(wire.Content(asked.contents[0].digest), *asked.contents[1:]))
+            client = Client()
+            slot = await prepared(daemon, client, request(rows))
+            assert slot.rooms.tiny[0] is (rows == 5)
+            told = 0
             for _ in range(20):  # now and then the machine has other things to do
-                begun, answer = say(daemon, client, asked)
+                slot.slow = False
+                begun, answer = say(daemon, client, slot, packet(slot))
                 outcome = await answer
-                assert outcome.values == (wire.Value("float32", (rows, 1), bytes(4 * rows)),)
-                told += [begun] if isinstance(begun, bytes) else []
-        assert len(told) > 20
+                if isinstance(begun, bytes):
+                    told += 1
+                    assert wire.decode_head(begun)[1] == slot.number
+                    assert outcome == (b"\0\0\x80?" * rows,), "what is written where the answer is sent from"
+            assert told > 10
         assert "farsum_inflight_requests 0.0" in daemon.metrics.page().decode()
 
     with_daemon("Quick", scenario)
 
 
-@pytest.mark.parametrize("worker, rows", [("Worker", 5), ("Quick", 13)])
-def test_small_jobs_that_take_longer_than_was_thought(worker: str, rows: int) -> None:
+def test_small_jobs_that_take_longer_than_was_thought() -> None:
     async def scenario(daemon: Daemon) -> None:
-        begun, answer = say(daemon, Client(), request(rows))
-        assert isinstance(begun, Begun)
-        assert say(daemon, Client(), request(3))[0] is None, "one at a time is waited for"
-        assert (await answer).values == (wire.Value("float32", (rows, 1), bytes(4 * rows)),)
+        slot = await prepared(daemon, Client(), request(5))
+        begun, answer = say(daemon, Client(), slot, packet(slot, first=13))
+        assert begun == Begun(3, slot)
+        assert say(daemon, Client(), slot, packet(slot))[0] is None, "one at a time is waited for"
+        assert (await answer).values == (wire.Value("float32", (5, 1), b"\0\0\x80?" * 5),)
+        assert say(daemon, Client(), slot, packet(slot))[0] is None, "it was slow"
 
-    with_daemon(worker, scenario)
+    with_daemon("Quick", scenario)
 
 
 def test_small_jobs_that_end_badly() -> None:
     async def dies(daemon: Daemon) -> None:
-        begun, answer = say(daemon, Client(), request(13))
+        slot = await prepared(daemon, Client(), request(5))
+        begun, answer = say(daemon, Client(), slot, packet(slot, first=13))
         assert isinstance(begun, Begun) and isinstance(await answer, WorkerDied)
-        assert isinstance(await ask(daemon, Client(), request(5)), wire.Outputs)
+        assert slot.lost and not slot.ready, "its successor knows nothing of it"
+        begun, answer = say(daemon, Client(), slot, packet(slot))
+        assert begun is None and isinstance(await answer, wire.Outputs)
+        again = await prepared(daemon, Client(), request(5))
+        assert again.number > slot.number, "no number is used twice"
 
     async def fails(daemon: Daemon) -> None:
-        _, answer = say(daemon, Client(), request(5))
+        slot = await prepared(daemon, Client(), request(5))
+        _, answer = say(daemon, Client(), slot, packet(slot, first=13))
         outcome = await answer
         assert type(outcome) is InternalError and "secret" not in str(outcome)
 
     async def is_cancelled(daemon: Daemon) -> None:
         client = Client()
-        _, answer = say(daemon, client, request(13))
+        slot = await prepared(daemon, client, request(5))
+        _, answer = say(daemon, client, slot, packet(slot, first=13))
         daemon.leave(client)
         assert isinstance(await answer, Cancelled)
         daemon.refuse_new_work()
         with pytest.raises(Draining):
-            say(daemon, client, request(5))
+            say(daemon, client, slot, packet(slot))
 
     with_daemon("Crashing", dies)
     with_daemon("Buggy", fails)
     with_daemon("SlowCompiler", is_cancelled)
 
 
-def test_what_is_not_small_goes_the_long_way() -> None:
-    plain = request(5)
-    first, *others = plain.contents
-    jobs = [
-        request(5, deadline_s=5.0),
-        request(5, keep=bytes(16)),
-        request(5, progress=True),
-        *(
-            replace(plain, contents=contents)
-            for contents in (
-                (first, others[0]),
-                (wire.Content(b"", bytes(59)), *others),
-                (wire.Content(bytes(32)), *others),
-                (wire.Content(bytes(3)), *others),
-            )
-        ),
-        request(200),
-        large_request(),
-    ]
-
+def test_a_form_that_cannot_be_prepared_goes_the_long_way() -> None:
     async def scenario(daemon: Daemon) -> None:
-        for asked in jobs:
-            with suppress(WireError):
-                daemon.ask(Client(), replace(asked, contents=()), lambda _: None)
-            assert daemon.express(Client(), wire.encode_ask(1, asked)) is None
+        for _ in range(4):
+            assert isinstance(await ask(daemon, Client(), request(5)), wire.Outputs)
+        assert daemon.slot(request(5).form) is None
+
+    with_daemon("Unprepared", scenario)
+
+
+def test_named_arrays_that_are_gone_are_asked_for() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        slot = await prepared(daemon, Client(), request(200))
+        begun, answer = say(daemon, Client(), slot, packet(slot, first=1))
+        assert begun is None
+        assert (await answer).digests == (slot.rooms.contents(packet(slot, first=1))[0].digest,)
+
+    with_daemon("Quick", scenario)
+
+
+def test_what_is_not_small_is_not_prepared() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        many = request(5)
+        form = wire.encode_form(gaussian_sum(), {0: (5, 3), 1: (1 << 22, 3), 2: (1, 1)})
+        daemon._express.prepare(form, replace(wire.decode_form(many.form), cost=1e9))
+        assert isinstance(await ask(daemon, Client(), large_request()), wire.Outputs)
+        assert isinstance(await ask(daemon, Client(), large_request()), wire.Outputs)
+        await asyncio.sleep(0.05)
+        assert not any(daemon._express._slots.values())
+
+    with_daemon("Quick", scenario)
+
+
+def test_the_form_that_was_used_least_recently_makes_room() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        slots = [await prepared(daemon, Client(), request(rows)) for rows in range(14, 14 + SLOTS)]
+        say(daemon, Client(), slots[0], packet(slots[0]))  # the oldest is used again
+        newest = await prepared(daemon, Client(), request(14 + SLOTS))
+        assert [slot.lost for slot in slots] == [False, True, *[False] * (SLOTS - 2)]
+        for slot in (slots[0], newest):
+            slot.slow = False
+            _, answer = say(daemon, Client(), slot, packet(slot))
+            outcome = await answer
+            got = outcome if isinstance(outcome, tuple) else (outcome.values[0].inline,)
+            assert len(got[0]) == 4 * slot.decoded.faces[0].shape[0]
 
     with_daemon("Quick", scenario)

@@ -149,7 +149,8 @@ def test_small_messages_round_trip() -> None:
         wire.Start(b"", (), (), outlook=True),
         wire.Step(),
         wire.Drop(),
-        wire.Small(b"ask", (64, 1 << 40)),
+        wire.Prepare(3, b"form"),
+        wire.Prepare(1 << 40, b"form", 7),
     ],
 )
 def test_actions_round_trip(action: Any) -> None:
@@ -159,7 +160,7 @@ def test_actions_round_trip(action: Any) -> None:
 @pytest.mark.parametrize(
     "event",
     [wire.Compiling(), wire.Ready(wire.Device("a", "cpu", 2)), wire.Progressed(0.25), wire.Progressed(0.5, (b"v",)), wire.Finished((b"", b"x"), b"p"),
-     wire.Finished((), b""), wire.Finished((), b"", (bytes(32),)), wire.Said(b"message")],
+     wire.Finished((), b""), wire.Finished((), b"", (bytes(32),)), wire.Prepared(1 << 40, b"plan"), wire.Prepared(1, b"")],
 )  # fmt: skip
 def test_events_round_trip(event: Any) -> None:
     assert wire.decode_event(wire.encode_event(3, event)) == (3, event)
@@ -204,7 +205,7 @@ def test_no_common_protocol() -> None:
 DECODERS: list[Any] = [
     wire.decode_form, wire.decode_client, wire.decode_server, wire.decode_request, wire.decode_reply,
     wire.decode_upload, wire.decode_stored, wire.decode_download, wire.decode_info, wire.decode_plan,
-    wire.decode_action, wire.decode_event, wire.small_ask, wire.decode_packet,
+    wire.decode_action, wire.decode_event, wire.decode_head, wire.decode_packet,
 ]  # fmt: skip
 
 
@@ -308,3 +309,62 @@ def test_tensor_streams_with_one_byte_changed(place: int, value: int) -> None:
     stream[place] = value
     with contextlib.suppress(WireError):
         assert tensor.body_offset(memoryview(stream), ArrayRef(b"", "float32", (4, 3))) == len(stream) - 48
+
+
+# ── packets of bare numbers ───────────────────────────────────────────────────────────────────────
+
+
+def small_form() -> wire.Form:
+    """x is tiny, y is named; two results."""
+    spec = Spec(DISTANCE, "KMin_ArgKMin", 1, "float32", None, 2)
+    return wire.decode_form(wire.encode_form(spec, {0: (5, 3), 1: (100, 3)}))
+
+
+def test_numbers_round_trip() -> None:
+    rooms = wire.Rooms(small_form())
+    assert rooms.fit and rooms.tiny == [True, False]
+    x, digest = bytes(range(60)), bytes(range(32))
+    sent = rooms.ask(3, 1 << 40, [x, digest])
+    assert wire.is_numbers(sent) and wire.decode_head(sent) == (1 << 40, 3)
+    rooms.check(sent)
+    assert rooms.contents(sent) == (wire.Content(b"", x), wire.Content(digest))
+    assert rooms.digests(sent) == [digest]
+    there = wire.headed(sent, 4, 9, {rooms.places[0]: 4096})
+    assert wire.decode_head(there) == (9, 4) and wire.place_in(memoryview(there), rooms.places[0]) == 4096
+    assert rooms.contents(there) == rooms.contents(sent)
+    assert wire.headed(sent, 4, 9)[24:] == sent[24:]
+
+
+def test_answers_round_trip() -> None:
+    rooms = wire.Rooms(small_form())
+    answer = bytearray(rooms.answer_bytes)
+    wire.put_head(memoryview(answer), 3, 9)
+    values, places = bytes(range(40)), bytes(range(80))
+    for start, result in zip(rooms.results, (values, places), strict=True):
+        answer[start : start + len(result)] = result
+    assert rooms.values(bytes(answer)) == (values, places)
+    assert wire.decode_head(bytes(answer)) == (9, 3)
+    with pytest.raises(WireError, match=f"an answer of 24 bytes came where {rooms.answer_bytes} were due"):
+        rooms.values(bytes(answer[:24]))
+
+
+def test_a_packet_of_another_length_is_refused() -> None:
+    rooms = wire.Rooms(small_form())
+    sent = rooms.ask(3, 1, [bytes(60), bytes(32)])
+    for wrong in (sent[:-1], sent + b"\0"):
+        with pytest.raises(WireError, match=f"a packet of {len(wrong)} bytes came where the job takes"):
+            rooms.check(wrong)
+    with pytest.raises(WireError, match="has no head"):
+        wire.decode_head(sent[:10])
+
+
+def test_no_message_starts_like_a_packet() -> None:
+    with pytest.raises(WireError):
+        wire.decode_client(b"\2" + bytes(30))
+
+
+def test_what_is_too_large_for_a_packet() -> None:
+    many = Spec(X, "Sum", 0, "float32")
+    assert wire.Rooms(wire.decode_form(wire.encode_form(many, {0: (20_000, 3)}))).fit, "an array is named"
+    rows = Spec(DISTANCE, "Sum", 1, "float32")
+    assert not wire.Rooms(wire.decode_form(wire.encode_form(rows, {0: (20_000, 3), 1: (5, 3)}))).fit

@@ -73,7 +73,7 @@ class ReductionsServicer(object):
         the id of their request and may come in any order. When the client goes away, its jobs are cancelled.
 
         A small job that comes again need not be said again. A message that starts with the byte 2, as none of protobuf
-        does, is a packet: 1 byte 2, 3 bytes 0, the number that Outputs gave the job (uint32) and the id (uint64), little
+        does, is a packet: 1 byte 2, 7 bytes 0, the number that Outputs gave the job (uint64) and the id (uint64), little
         endian. Then for each array, in the order of the faces and from the next multiple of 64 bytes, its bytes if it has less
         than 1 KiB, else its digest and 8 bytes 0. The answer is a packet too, with the results in the same way, or a
         ServerMessage; a Need of nothing asks for the whole job.

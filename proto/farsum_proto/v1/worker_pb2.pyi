@@ -55,12 +55,14 @@ class Drop(_message.Message):
     def __init__(self) -> None: ...
 
 class Prepare(_message.Message):
-    __slots__ = ("slot", "form")
-    SLOT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("number", "form", "forget")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     FORM_FIELD_NUMBER: _ClassVar[int]
-    slot: int
+    FORGET_FIELD_NUMBER: _ClassVar[int]
+    number: int
     form: bytes
-    def __init__(self, slot: _Optional[int] = ..., form: _Optional[bytes] = ...) -> None: ...
+    forget: int
+    def __init__(self, number: _Optional[int] = ..., form: _Optional[bytes] = ..., forget: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("job", "ready", "progressed", "finished", "failed", "compiling", "prepared")
@@ -95,12 +97,12 @@ class Compiling(_message.Message):
     def __init__(self) -> None: ...
 
 class Prepared(_message.Message):
-    __slots__ = ("slot", "plan")
-    SLOT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("number", "plan")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
-    slot: int
+    number: int
     plan: bytes
-    def __init__(self, slot: _Optional[int] = ..., plan: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., plan: _Optional[bytes] = ...) -> None: ...
 
 class Progressed(_message.Message):
     __slots__ = ("share", "values")

@@ -42,17 +42,18 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Get ready for jobs of one form, which come as packets with the number of this slot."""
+    """Get ready for jobs of one form, which come as packets with this number; and forget what had another."""
 
-    slot: int
+    number: int
     form: bytes
+    forget: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """`plan` is that of each such job; empty where the form is not compiled here."""
 
-    slot: int
+    number: int
     plan: bytes
 
 
@@ -108,8 +109,8 @@ def encode_action(job: int, action: Action) -> bytes:
                     made.inline = place
                 if digest:
                     made.digest = digest
-        case Prepare(slot, form):
-            message.prepare.slot, message.prepare.form = slot, form
+        case Prepare(number, form, forget):
+            message.prepare.number, message.prepare.form, message.prepare.forget = number, form, forget
         case Step():
             message.step.SetInParent()
         case Drop():
@@ -121,7 +122,8 @@ def decode_action(data: bytes) -> tuple[int, Action]:
     message = parse(wpb.Action(), data)
     match message.WhichOneof("body"):
         case "prepare":
-            return message.job, Prepare(message.prepare.slot, message.prepare.form)
+            prepare = message.prepare
+            return message.job, Prepare(prepare.number, prepare.form, prepare.forget)
         case "start":
             start = message.start
             places = tuple([p.offset if p.HasField("offset") else p.inline for p in start.places])
@@ -154,8 +156,8 @@ def encode_event(job: int, event: Event) -> bytes:
             if stopped:
                 fill_stopped(message.finished.stopped, stopped)
             message.finished.SetInParent()
-        case Prepared(slot, plan):
-            message.prepared.slot, message.prepared.plan = slot, plan
+        case Prepared(number, plan):
+            message.prepared.number, message.prepared.plan = number, plan
             message.prepared.SetInParent()
         case Failure(error):
             message.failed.CopyFrom(error_message(error))
@@ -176,7 +178,7 @@ def decode_event(data: bytes) -> tuple[int, Event]:
         case "failed":
             return message.job, Failure(error_named(message.failed.name, message.failed.message))
         case "prepared":
-            return message.job, Prepared(message.prepared.slot, message.prepared.plan)
+            return message.job, Prepared(message.prepared.number, message.prepared.plan)
         case "ready":
             ready = message.ready
             return message.job, Ready(Device(ready.name, ready.kind, ready.threads))

@@ -1,4 +1,4 @@
-"""Packets of bare numbers: how a small job that was asked before is asked again, and answered.
+"""Rooms of bare numbers: how a small job that was asked before is asked again, and answered.
 
 A client that was told the number of a job, see Outputs, sends a head and what fills the rooms behind it: the bytes of each tiny
 array, the digest of each other one. A worker that has prepared the form gets the same packet, with the place in the
@@ -22,7 +22,7 @@ PACKET_BYTES = 60_000
 # The first byte, with which no protobuf message starts.
 NUMBERS = 2
 ALIGN = 64
-_HEAD = Struct("<B3xIQ")
+_HEAD = Struct("<B7xQQ")
 _PLACE = Struct("<q")
 
 
@@ -33,10 +33,10 @@ class Said:
     packet: bytes
 
 
-class Packets:
+class Rooms:
     """Where the numbers of a form lie in its packets.
 
-    rooms     the offset of each array
+    starts    the offset of each array
     tiny      whether its bytes lie there, or its name
     results   the offset of each result in the answer
     """
@@ -47,13 +47,13 @@ class Packets:
             face.nbytes if tiny else DIGEST_BYTES + _PLACE.size
             for face, tiny in zip(form.faces, self.tiny, strict=True)
         ]
-        self.rooms, ask = _laid_out(sizes)
+        self.starts, ask = _laid_out(sizes)
         self.results, answer = _laid_out([face.nbytes for face in form.outputs])
         self._ask, self._answer = Struct(ask), Struct(answer)
         self.ask_bytes, self.answer_bytes = self._ask.size, self._answer.size
         # Of the arrays that are named: which, and where their places are.
         self.named = [n for n, tiny in enumerate(self.tiny) if not tiny]
-        self.places = [self.rooms[n] + DIGEST_BYTES for n in self.named]
+        self.places = [self.starts[n] + DIGEST_BYTES for n in self.named]
 
     @property
     def fit(self) -> bool:
@@ -103,11 +103,11 @@ def _laid_out(sizes: Sequence[int]) -> tuple[list[int], str]:
     return offsets, text
 
 
-def is_packet(data: bytes) -> bool:
+def is_numbers(data: bytes) -> bool:
     return data[:1] == b"\x02"
 
 
-def decode_again(packet: bytes | memoryview) -> tuple[int, int]:
+def decode_head(packet: bytes | memoryview) -> tuple[int, int]:
     """The head of a packet: its id, and the number by which its reader knows the job. Raises WireError."""
     if len(packet) < _HEAD.size:
         raise WireError(f"a packet of {len(packet)} bytes has no head")
