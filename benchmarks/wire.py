@@ -6,8 +6,8 @@ call     a reduction at M = N = 1,000, D = 3, from plain arrays that are hashed 
          the arrays resident, and in process; the difference is what the server costs
 bytes    what such a call sends and receives, counted by a TCP relay in between
 up       256 MB into the store of a server, its digest checked there, next to the same number of bytes on a bare stream
-down     the same array back, likewise: into memory of the client that is in use, and into a new array, for which
-         the system has to find and clear pages first
+down     the same array back, likewise: into memory of the client that is in use, and into a new array, made as
+         those of results are: where the last one was, as it was dropped
 memory   the same up and down through memory that both processes map, in the same rounds; and 128 KiB both ways
 
     python -m benchmarks.wire [--rounds 15] [--calls 200] [--quick] [--json]
@@ -30,6 +30,7 @@ import numpy as np
 import farsum
 from benchmarks.echo import Echo, bare_server
 from benchmarks.measure import Others, daemon, machine_line, median, save, table, warn_if_disturbed
+from farsum import spare
 from farsum.call import bytes_of, digest_of
 from farsum.numpy import Vi, Vj
 from farsum.remote import RemoteEngine
@@ -303,7 +304,7 @@ def up_and_down(session: Session, array: Any) -> dict[str, float]:
     session.download(ref, bytes_of(used), exact=False)
     took["down"] = time.perf_counter() - begun
     begun = time.perf_counter()
-    session.download(ref, bytes_of(np.empty_like(used)), exact=False)
+    session.download(ref, bytes_of(spare.room(used.nbytes)), exact=False)
     took["new"] = time.perf_counter() - begun
     time.sleep(DONE_S)
     session.let_go(ref.digest, token)

@@ -15,6 +15,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from farsum import spare
 from farsum.handle import Content, Handle
 from farsum.retry import persist
 from farsum.upload import Item, upload_arrays
@@ -221,7 +222,7 @@ class Call:
         if value.inline is not None:
             return inline(value)
         tensor.keep_freed_memory()
-        stream = np.empty(value.stream_bytes, np.uint8)
+        stream = spare.room(value.stream_bytes)
         self._session.download(value.ticket, bytes_of(stream))
         return from_stream(stream, ArrayRef(b"", value.dtype, value.shape))
 

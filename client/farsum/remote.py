@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from farsum import spare
 from farsum.call import Call, Cancellation, bytes_of, digest_of, from_stream, gone, inline
 from farsum.handle import Handle
 from farsum.retry import persist
@@ -149,7 +150,7 @@ class RemoteEngine:
                 f"farsum.connect({self.target!r}) opens it again"
             )
         ref, received = handle.ref, [0]
-        stream = np.empty(ref.nbytes + wire.MAX_HEADER_BYTES, np.uint8)
+        stream = spare.room(ref.nbytes + wire.MAX_HEADER_BYTES)
 
         def attempt() -> Array:
             # An array is named by its bytes, so what came before the line broke is good.

@@ -18,6 +18,8 @@ from farsum_server.store import Store
 
 # A job of fewer node evaluations is waited for in place, for so long at most: the loop stands still meanwhile.
 SMALL_NODES, SMALL_S = 3e7, 0.001
+# A form is not waited for any more after so many jobs in a row that took longer.
+MISSES = 3
 # How many forms a worker has prepared at once.
 SLOTS = 32
 
@@ -40,15 +42,16 @@ class Express:
         None when nothing was done, and Begun when a worker has the job.
         """
         process = slot.device.process
-        if not slot.ready or slot.slow or not process.free:
+        if not slot.ready or slot.misses >= MISSES or not process.free:
             return None
         places = None
         if slot.rooms.named and (places := self._places(tenant, slot, packet)) is None:
             return None
         said = process.exchange(job, wire.headed(packet, slot.number, job, places), SMALL_S)
         if said is None:
-            slot.slow = True
+            slot.misses += 1
             return Begun(job, slot)
+        slot.misses = 0
         self._slots[process.number].move_to_end(slot.form)
         self.sent += slot.decoded.results
         return said

@@ -58,7 +58,7 @@ class Slot:
     number   what workers and clients call it; never used again
     asked    the worker knows of it, and has it ready once there is a plan
     alone    its jobs run on one thread
-    slow     one of them took too long to be waited for
+    misses   so many in a row took too long to be waited for
     lost     the worker has it no more
     """
 
@@ -70,7 +70,7 @@ class Slot:
     asked: bool = False
     plan: bytes = b""
     alone: bool = False
-    slow: bool = False
+    misses: int = 0
     lost: bool = False
 
     @property
