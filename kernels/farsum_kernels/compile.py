@@ -52,6 +52,10 @@ class Repeated(Protocol):
         """Compute on arrays of its shapes and dtype that lie C-ordered at these addresses."""
         ...
 
+    def address(self, array: Any) -> int:
+        """Where an array lies."""
+        ...
+
 
 class Kernel(Protocol):
     """A compiled reduction. Holds no data; any number of launches may use it at once."""

@@ -27,15 +27,23 @@ class Affinity:
     def __init__(self) -> None:
         self.carriers: Sequence[int] = ()
         self._calls = 0
-        self._together: set[int] = set()  # the threads that are kept on one CPU
-        self._allowed: set[int] = set()
+        self._cpu: set[int] = set()
+        self._elsewhere: dict[
+            int, set[int]
+        ] = {}  # the threads that are kept on it, and where else they may run
 
     def small_call(self, worker: int) -> None:
-        """A call went through this worker process."""
+        """A call went through the main thread of this worker process, and no other of it."""
         self._calls += 1
-        if self._calls >= MANY and worker not in self._together and sys.platform == "linux":
-            self.scatter()
-            self._gather(worker)
+        if self._calls < MANY or sys.platform != "linux":
+            return
+        if not self._elsewhere:
+            self._cpu = {_cpu_at_hand()}
+        for thread in (threading.get_native_id(), *self.carriers, worker):
+            if thread not in self._elsewhere:
+                with suppress(OSError):  # one that has ended, or a sandbox: then Linux places it
+                    self._elsewhere[thread] = os.sched_getaffinity(thread)
+                    os.sched_setaffinity(thread, self._cpu)
 
     def tick(self) -> None:
         """Some time has passed."""
@@ -43,24 +51,14 @@ class Affinity:
             self.scatter()
         self._calls = 0
 
-    def _gather(self, worker: int) -> None:
-        self._allowed = os.sched_getaffinity(0)
-        self._together = {threading.get_native_id(), worker, *self.carriers}
-        _confine(self._together, {_cpu_at_hand()})
-
     def scatter(self) -> None:
-        """Let them run anywhere: what is started now, and what they start, is not to share that CPU."""
-        if self._together:
-            threads, self._together = self._together, set()
+        """Let all of them run anywhere: what is started now, and what they start, is not to share that CPU."""
+        if self._elsewhere:
             self._calls = 0
-            _confine(threads, self._allowed)
-
-
-def _confine(threads: set[int], cpus: set[int]) -> None:
-    """Let these threads run on these CPUs only."""
-    for thread in threads:
-        with suppress(OSError):  # one that has ended, or a sandbox: then Linux places it
-            os.sched_setaffinity(thread, cpus)
+            for thread, cpus in self._elsewhere.items():
+                with suppress(OSError):
+                    os.sched_setaffinity(thread, cpus)
+            self._elsewhere.clear()
 
 
 def _cpu_at_hand() -> int:

@@ -156,13 +156,14 @@ class Daemon:
         """
         if self._jobs or self._draining or self._bulk.under_way:
             return None
+        worker = slot.device.process.pid
         if not slot.alone:
             self.affinity.scatter()
         found = self._express.ask(slot, self._next_job + 1, client.tenant, packet)
         if found is not None:
             self._next_job += 1
-        if isinstance(found, bytes) and slot.alone and slot.device.process.pid:
-            self.affinity.small_call(slot.device.process.pid)
+        if isinstance(found, bytes) and slot.alone and worker:
+            self.affinity.small_call(worker)
         return found
 
     def ask(
@@ -192,39 +193,17 @@ class Daemon:
             raise StoreFull(
                 f"the program holds {form.nbytes} bytes between its steps; this server allows {self._limits.store_bytes}"
             )
-        found = self._supply.find(client.tenant, form, request.contents)
-        missing: tuple[bytes, ...] = ()
-        blocks: list[int] = []
-        if request.outlook:
-            missing = found.digests if isinstance(found, wire.Need) else ()
-            pins = [] if isinstance(found, wire.Need) else found[1]
-            start = wire.Start(request.form, (), (), outlook=True)
-        elif isinstance(found, wire.Need):
+        found = self._supply.provide(client.tenant, form, request)
+        if isinstance(found, wire.Need):
             answer(found)
             return None
-        else:
-            places, pins = found
-            try:
-                blocks = self._supply.blocks(client.tenant, form, bool(request.keep))
-            except FarsumError:
-                self._supply.unpin(pins)
-                raise
-            digests = tuple([content.digest for content in request.contents])
-            start = wire.Start(
-                request.form,
-                places,
-                tuple(blocks),
-                digests=digests,
-                keep=bool(request.keep),
-                watch_s=request.watch_s,
-            )
         if begun is None:
             self._next_job += 1
             if known:
                 self._express.prepare(request.form, form)
         job = Job(
-            self._next_job, client, form, start, blocks, pins, answer, on_progress if request.progress else None,
-            time.perf_counter(), missing=missing, keep=request.keep, slot=begun.slot if begun else None,
+            self._next_job, client, form, found.start, found.blocks, found.pins, answer, on_progress if request.progress else None,
+            time.perf_counter(), missing=found.missing, keep=request.keep, slot=begun.slot if begun else None,
         )  # fmt: skip
         self._jobs[job.id] = job
         client.jobs.add(job.id)

@@ -5,6 +5,8 @@ Everything is taken or nothing. Never reads an array.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from farsum_kernels.errors import FarsumError, WireError
 from farsum_kernels.job import ArrayRef
 from farsum_proto import wire
@@ -13,6 +15,15 @@ from farsum_server.clients import Client
 from farsum_server.jobs import Job
 from farsum_server.queue import Impossible
 from farsum_server.store import Held, Store
+
+
+class Supplied(NamedTuple):
+    """What a job starts with: the arrays that it reads, pinned, the regions that it writes, and what an outlook misses."""
+
+    start: wire.Start
+    pins: list[Held]
+    blocks: list[int]
+    missing: tuple[bytes, ...] = ()
 
 
 class Supply:
@@ -37,7 +48,32 @@ class Supply:
         reasons = tuple([self._store.fate(tenant, digest) for digest in digests])
         return wire.Need(digests, reasons, tuple([self._bulk.received(tenant, digest) for digest in digests]))
 
-    def find(
+    def provide(self, tenant: str, form: wire.Form, request: wire.Request) -> wire.Need | Supplied:
+        """What the job starts with; or what is missing. An outlook takes nothing, and says itself what is missing.
+
+        Raises StoreFull.
+        """
+        found = self._find(tenant, form, request.contents)
+        if request.outlook:
+            start = wire.Start(request.form, (), (), outlook=True)
+            if isinstance(found, wire.Need):
+                return Supplied(start, [], [], found.digests)
+            return Supplied(start, found[1], [])
+        if isinstance(found, wire.Need):
+            return found
+        places, pins = found
+        try:
+            blocks = self._blocks(tenant, form, bool(request.keep))
+        except FarsumError:
+            self.unpin(pins)
+            raise
+        digests = tuple([content.digest for content in request.contents])
+        start = wire.Start(
+            request.form, places, tuple(blocks), False, digests, bool(request.keep), request.watch_s
+        )
+        return Supplied(start, pins, blocks)
+
+    def _find(
         self, tenant: str, form: wire.Form, contents: tuple[wire.Content, ...]
     ) -> wire.Need | tuple[tuple[int | bytes, ...], list[Held]]:
         """Where the job's arrays are, pinned in the store; or those that are missing."""
@@ -73,7 +109,7 @@ class Supply:
         held.pins += 1
         return held
 
-    def blocks(self, tenant: str, form: wire.Form, keep: bool) -> list[int]:
+    def _blocks(self, tenant: str, form: wire.Form, keep: bool) -> list[int]:
         """Regions for the results, if they stay or any of them is too large to travel inline."""
         blocks: list[int] = []
         if not keep and max(face.nbytes for face in form.outputs) <= wire.INLINE_BYTES:

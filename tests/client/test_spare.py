@@ -78,6 +78,7 @@ def test_what_does_not_fit_is_left() -> None:
     )
     del room
     room = spare.room(2 * LARGE - LARGE // 4)
+    assert room.nbytes == 2 * LARGE - LARGE // 4
     assert sorted(map(len, spare._spare)) == [LARGE, LARGE + LARGE // 2]
 
 

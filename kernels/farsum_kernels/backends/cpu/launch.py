@@ -268,6 +268,8 @@ class Repeated:
         self.indices: Sequence[int] = launch.indices
         self.words = launch.words
 
+    address = staticmethod(address)
+
     def run(self, addresses: Sequence[int]) -> None:
         """Compute on arrays of the same shapes at these addresses, by slot.
 
