@@ -80,7 +80,8 @@ def _own() -> float:
     for process in [us, *us.children(recursive=True)]:
         try:
             t = process.cpu_times()
-            total += t.user + t.system
+            # Those of children that ended are added to their parent's when it has waited for them.
+            total += t.user + t.system + t.children_user + t.children_system
         except psutil.NoSuchProcess:
             continue
     return total

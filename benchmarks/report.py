@@ -43,6 +43,7 @@ def write(results: Path = RESULTS, docs: Path = DOCS) -> None:
         _shifted(_read(results, "shifted")),
         _products(_read(results, "products")),
         _threads(_read(results, "threads")),
+        _wire(_read(results, "wire")),
         _loops(_read(results, "loops")),
     ]
     page.write_text("\n".join(line for part in parts for line in part) + "\n")
@@ -89,6 +90,34 @@ def lines_of(
         for name, sweep in sweeps["sweeps"].items():
             yield f"![{sweep['title']}, against {sweep['axis']}](plots/{_file(name)})"
             yield ""
+
+
+def _wire(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        return
+    small, call, stream = found["small"], found["call"], found["stream"]
+    yield ""
+    yield "## The wire"
+    yield ""
+    yield "A server in a process of its own, over loopback. The ping-pong is a sync client, a `grpc.aio` echo and a kept"
+    yield f"stream, in turn with the calls; a bare stream throws its bytes away. `python -m benchmarks.wire --json`, on {_machine(found['machine'])},"
+    yield f"{found['rounds']} rounds, {found['taken']}; other processes used {found['others_cores']:.2f} cores meanwhile."
+    yield ""
+    yield "| | | next to it | bar |"
+    yield "|---|---|---|---|"
+    yield f"| a prepared call, M = N = 64, D = 3 | {small['call_us']:.0f} µs | {small['ratio']:.2f} times a ping-pong of {small['ping_us']:.0f} µs | {small['bar']} |"
+    yield f"| a call written anew, M = N = {call['m']:,}, arrays there but hashed | {call['remote_us']:.0f} µs | {call['embedded_us']:.0f} µs in process | |"
+    yield f"| bytes sent for it | {found['bytes']['sent']:.0f} | | {found['bytes']['bar_sent']} |"
+    for way, words in (
+        ("up", "up, hashed there"),
+        ("down", "down, into memory in use"),
+        ("new", "down, into a new array after one that was dropped"),
+    ):
+        figures = stream[way]
+        yield (
+            f"| {stream['bytes'] >> 20} MiB {words} | {figures['gb_s']:.2f} GB/s | {figures['share']:.0%} of a bare stream, "
+            f"{figures['bare_gb_s']:.2f} GB/s; through memory {figures['memory_gb_s']:.1f} GB/s | {stream['bar']:.0%} |"
+        )
 
 
 def _loops(found: Mapping[str, Any] | None) -> Iterator[str]:

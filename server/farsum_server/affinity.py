@@ -28,9 +28,8 @@ class Affinity:
         self.carriers: Sequence[int] = ()
         self._calls = 0
         self._cpu: set[int] = set()
-        self._elsewhere: dict[
-            int, set[int]
-        ] = {}  # the threads that are kept on it, and where else they may run
+        # The threads that are kept on it, and where else they may run.
+        self._elsewhere: dict[int, set[int]] = {}
 
     def small_call(self, worker: int) -> None:
         """A call went through the main thread of this worker process, and no other of it."""
