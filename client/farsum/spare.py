@@ -45,7 +45,11 @@ def room(nbytes: int) -> NDArray[Any]:
 
 def _found(nbytes: int) -> mmap.mmap | None:
     """What waits and fits without much waste; it is the caller's now."""
-    for memory in sorted(_spare, key=len):
+    try:
+        waiting = sorted(_spare, key=len)
+    except RuntimeError:  # the collector ran meanwhile and gave some
+        return None
+    for memory in waiting:
         if nbytes <= len(memory) <= nbytes + nbytes // 4:
             with suppress(ValueError):  # another thread was faster
                 _spare.remove(memory)

@@ -48,8 +48,11 @@ class Repeated(Protocol):
     @property
     def words(self) -> Mapping[str, str]: ...
 
-    def run(self, addresses: Sequence[int]) -> None:
-        """Compute on arrays of its shapes and dtype that lie C-ordered at these addresses."""
+    def run(self, addresses: Sequence[int], owner: object = None) -> None:
+        """Compute on arrays of its shapes and dtype that lie C-ordered at these addresses.
+
+        owner   keeps them alive, also where an interrupt ends the waiting before the last thread is done
+        """
         ...
 
     def address(self, array: Any) -> int:

@@ -184,8 +184,7 @@ class Daemon:
         if self._draining:
             self.metrics.rejected.labels("draining").inc()
             raise Draining("the server is stopping and takes no new work")
-        known = self._forms.known(request.form)
-        form = known or self._forms.get(request.form)
+        known, form = self._forms.known(request.form), self._forms.get(request.form)
         wire.check_contents(form, request.contents)
         if request.watch_s:
             wire.check_watched(form)

@@ -20,8 +20,8 @@ from farsum_server.store import Store
 SMALL_NODES, SMALL_S = 3e7, 0.001
 # A form is not waited for any more after so many jobs in a row that took longer.
 MISSES = 3
-# How many forms a worker has prepared at once.
-SLOTS = 32
+# How many forms a worker has prepared at once, and how long each may be: sessions keep them too.
+SLOTS, FORM_BYTES = 32, 8 << 10
 
 
 class Express:
@@ -31,9 +31,8 @@ class Express:
         self._store = store
         self._devices = devices
         self._numbers = itertools.count(1)
-        self._slots: dict[
-            int, OrderedDict[bytes, Slot]
-        ] = {}  # of each worker, the one asked for last at the end
+        # Of each worker, by their forms, the one asked for last at the end.
+        self._slots: dict[int, OrderedDict[bytes, Slot]] = {}
         self.sent = 0
 
     def ask(self, slot: Slot, job: int, tenant: str, packet: bytes) -> bytes | Begun | None:
@@ -76,7 +75,7 @@ class Express:
     def prepare(self, data: bytes, form: wire.Form) -> None:
         """A form came again: have it prepared if it is small."""
         device = next((d for d in self._devices if d.about and d.process.free), None)
-        if device is None or not _is_small(form):
+        if device is None or len(data) > FORM_BYTES or not _is_small(form):
             return
         slots = self._slots.setdefault(device.process.number, OrderedDict())
         slot = slots.get(data)
@@ -96,8 +95,8 @@ class Express:
 
     def prepared(self, device: Device, event: wire.Prepared) -> None:
         """A worker has prepared a form, or has not compiled it any more: then it is asked again later."""
-        slots = self._slots[device.process.number].values()
-        if slot := next((s for s in slots if s.number == event.number), None):
+        slots = self._slots.get(device.process.number) or OrderedDict()
+        if slot := next((s for s in slots.values() if s.number == event.number), None):
             slot.plan, slot.asked = event.plan, bool(event.plan)
             slot.alone = wire.decode_plan(event.plan).get("threads", "1") == "1"
 

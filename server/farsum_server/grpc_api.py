@@ -53,9 +53,8 @@ class Session:
         self._context = context
         self._client = Client(holder=holder, on_idle=self._idle)
         self._jobs: dict[int, int] = {}  # the client's id -> the daemon's
-        self._slots: dict[
-            int, Slot
-        ] = {}  # of jobs that can be asked again, by the number that the client knows
+        # Of the jobs that can be asked again, by the numbers that the client knows.
+        self._slots: dict[int, Slot] = {}
         self._outbox: deque[bytes] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._eof = False

@@ -50,8 +50,11 @@ class Repeating:
         if repeated is None or not self._fits(arrays) or not self._lock.acquire(blocking=False):
             return None
         try:
-            repeated.run([repeated.address(arrays[n]) for n in repeated.indices])
+            repeated.run([repeated.address(arrays[n]) for n in repeated.indices], arrays)
             return Result(tuple([result.copy() for result in self._results]), repeated.words)
+        except BaseException:
+            self._repeated = None  # an interrupt may have left a thread at work on its memory
+            raise
         finally:
             self._lock.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -97,3 +98,31 @@ def test_options() -> None:
     assert shares.count(1.0) == 4
     with pytest.raises(DeadlineExceeded):
         prepared.run(arrays, Options(deadline_s=0.0))
+
+
+def test_nothing_of_a_call_is_kept() -> None:
+    prepared = LocalEngine().prepare(SUM)
+    for _ in range(3):
+        arrays = clouds(SUM, 0)
+        prepared.run(arrays)
+    assert repeats(prepared)
+    gone = [weakref.ref(a) for a in arrays.values()]
+    del arrays
+    assert not any(ref() is not None for ref in gone)
+
+
+def test_an_interrupt_gives_up_what_a_thread_may_still_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, arrays = LocalEngine().prepare(SUM), clouds(SUM, 0)
+    for _ in range(3):
+        want = prepared.run(arrays).values[0]
+    repeating = prepared._repeating
+    assert repeating is not None and repeating._repeated is not None
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(repeating._repeated, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepared.run(arrays)
+    assert repeating._repeated is None
+    assert_array_equal(prepared.run(arrays).values[0], want)

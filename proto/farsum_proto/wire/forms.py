@@ -133,9 +133,9 @@ class FormCache:
         self._size = 0
         self._forms: OrderedDict[bytes, Form] = OrderedDict()
 
-    def known(self, data: bytes) -> Form | None:
-        """The form, if it was decoded before."""
-        return self._forms.get(data)
+    def known(self, data: bytes) -> bool:
+        """Was the form decoded before, and is it still here?"""
+        return data in self._forms
 
     def get(self, data: bytes) -> Form:
         if form := self._forms.get(data):

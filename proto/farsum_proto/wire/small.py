@@ -1,4 +1,4 @@
-"""Rooms of bare numbers: how a small job that was asked before is asked again, and answered.
+"""Packets of bare numbers: how a small job that was asked before is asked again, and answered.
 
 A client that was told the number of a job, see Outputs, sends a head and what fills the rooms behind it: the bytes of each tiny
 array, the digest of each other one. A worker that has prepared the form gets the same packet, with the place in the
@@ -21,6 +21,7 @@ from farsum_proto.wire.limits import DIGEST_BYTES, TINY_BYTES
 PACKET_BYTES = 60_000
 # The first byte, with which no protobuf message starts.
 NUMBERS = 2
+_FIRST = bytes([NUMBERS])
 ALIGN = 64
 _HEAD = Struct("<B7xQQ")
 _PLACE = Struct("<q")
@@ -104,7 +105,8 @@ def _laid_out(sizes: Sequence[int]) -> tuple[list[int], str]:
 
 
 def is_numbers(data: bytes) -> bool:
-    return data[:1] == b"\x02"
+    """Is it a packet, and no message of protobuf?"""
+    return data[:1] == _FIRST
 
 
 def decode_head(packet: bytes | memoryview) -> tuple[int, int]:

@@ -63,6 +63,7 @@ class Launch:
     def __init__(self, kernel: Kernel, arrays: Mapping[int, Array], extent: Extent) -> None:
         self._kernel = kernel
         self.indices = kernel.indices
+        self.owner: object = None  # of arrays that are known by their addresses alone
         # Kept alive here: the tables hold bare addresses.
         self._arrays = kernel.inputs(arrays)
         self._extent = reduced_over_j(kernel.spec, extent)
@@ -83,8 +84,9 @@ class Launch:
         self._table = table_of([*self._arrays, *self._packed])
         self._pack()
 
-    def again(self, addresses: Sequence[int]) -> None:
-        """Start over, on arrays of the same shapes at these addresses, by slot."""
+    def again(self, addresses: Sequence[int], owner: object) -> None:
+        """Start over, on arrays of the same shapes at these addresses, by slot, which the owner keeps alive."""
+        self.owner = owner
         self._table[: len(addresses)] = addresses
         self._done = 0
         self._pack()
@@ -270,13 +272,14 @@ class Repeated:
 
     address = staticmethod(address)
 
-    def run(self, addresses: Sequence[int]) -> None:
-        """Compute on arrays of the same shapes at these addresses, by slot.
+    def run(self, addresses: Sequence[int], owner: object = None) -> None:
+        """Compute on arrays of the same shapes at these addresses, by slot, which the owner keeps alive.
 
-        They are C-ordered, in the dtype of the arithmetic, and whoever calls keeps them alive.
+        They are C-ordered, in the dtype of the arithmetic.
         """
-        self._launch.again(addresses)
+        self._launch.again(addresses, owner)
         self._launch.step()
+        self._launch.owner = None
         if self._moves is None:
             self._launch.so_far(self._into)
             return
