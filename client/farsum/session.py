@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -77,7 +78,7 @@ class Session:
         self.link_bytes_s: float | None = None  # how fast the last large upload was
         self.closed = False
         self._memory = None
-        if memory:
+        if memory and sys.platform == "linux":  # elsewhere no server offers it
             from farsum.memory import Memory
 
             self._memory = Memory(target)
