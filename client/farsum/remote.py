@@ -233,7 +233,7 @@ class RemotePrepared:
         """
         if options.deadline_s is not None or options.keep or options.watch:
             return self._call(arrays, options).run()
-        if found := self._again(arrays):
+        if found := self.again(arrays):
             if options.progress:
                 options.progress(1.0)
             return found
@@ -242,7 +242,7 @@ class RemotePrepared:
         self._learn(call.form)
         return found
 
-    def _again(self, arrays: Mapping[int, Any]) -> Result | None:
+    def again(self, arrays: Mapping[int, Any]) -> Result | None:
         """The result of a small job that the server knows by a number; None where it has to be asked in full."""
         for packed in self._packed:
             if contents := packed.contents(arrays):

@@ -145,6 +145,7 @@ class Stream:
         return rebuilt(error, self._target)
 
     def send(self, data: bytes, pending: Pending) -> None:
+        """Ask; then `wait`. Raises Lost on a stream that broke."""
         with self._lock:
             if self.broken:
                 raise self.broken

@@ -89,7 +89,7 @@ class LocalPrepared:
 
         Raises DeadlineExceeded between two slices, once the deadline has passed.
         """
-        if self._repeating and options.deadline_s is None and (found := self._repeating.run(arrays)):
+        if options.deadline_s is None and (found := self.again(arrays)):
             if options.progress:
                 options.progress(1.0)
             return found
@@ -114,6 +114,10 @@ class LocalPrepared:
             self._last = faces
         elif self._repeating is None or self._repeating.faces != faces:
             self._repeating = Repeating(self._engine.worker, spec, arrays)
+
+    def again(self, arrays: Mapping[int, Any]) -> Result | None:
+        """The result of a small job that came before, on other numbers; None for any other."""
+        return self._repeating.run(arrays) if self._repeating else None
 
     @staticmethod
     def _watch(run: Run | ProgramRun, options: Options) -> None:
