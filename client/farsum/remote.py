@@ -257,7 +257,7 @@ class RemotePrepared:
         known = stream.known.get(packed.form)
         if known is None:
             return None
-        reply = session.again(stream, known.number, packed.rooms, contents)
+        reply = session.again(stream, packed.form, known.number, packed.rooms, contents)
         if isinstance(reply, wire.Said):
             return Result(packed.results(reply.packet), wire.decode_plan(known.plan))
         if reply and all([value.inline is not None for value in reply.values]):

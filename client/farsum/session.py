@@ -163,13 +163,13 @@ class Session:
         return stream is not None and form in stream.known
 
     def again(
-        self, stream: Stream, number: int, rooms: wire.Rooms, contents: list[bytes]
+        self, stream: Stream, form: bytes, number: int, rooms: wire.Rooms, contents: list[bytes]
     ) -> wire.Said | wire.Outputs | None:
-        """Ask for a small job by the number that it has on this stream.
+        """Ask for a small job by the number that its form has on this stream.
 
         None where it has to be asked in full, whatever came between.
         """
-        pending = Pending(next(self._ids))
+        pending = Pending(next(self._ids), form=form)
         self._tell_released(stream)
         try:
             stream.send(rooms.ask(number, pending.id, contents), pending)

@@ -40,7 +40,11 @@ def room(nbytes: int) -> NDArray[Any]:
     """Bytes of any content, writable."""
     if nbytes < LEAST_BYTES or not hasattr(mmap, "MADV_FREE"):
         return np.empty(nbytes, np.uint8)
-    return np.asarray(_Lease(_found(nbytes) or _fresh(nbytes), nbytes))
+    try:
+        memory = _found(nbytes) or _fresh(nbytes)
+    except OSError:
+        return np.empty(nbytes, np.uint8)  # which may find some, or says that there is none
+    return np.asarray(_Lease(memory, nbytes))
 
 
 def _found(nbytes: int) -> mmap.mmap | None:

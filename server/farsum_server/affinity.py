@@ -26,6 +26,7 @@ class Affinity:
 
     def __init__(self) -> None:
         self.carriers: Sequence[int] = ()
+        self._anywhere = os.sched_getaffinity(0) if sys.platform == "linux" else set[int]()
         self._calls = 0
         self._cpu: set[int] = set()
         # The threads that are kept on it, and where else they may run.
@@ -34,13 +35,14 @@ class Affinity:
     def small_call(self, worker: int) -> None:
         """A call went through the main thread of this worker process, and no other of it."""
         self._calls += 1
-        if self._calls < MANY or sys.platform != "linux":
+        if self._calls < MANY or len(self._anywhere) < 2:
             return
-        if not self._elsewhere:
-            self._cpu = {_cpu_at_hand()}
-        for thread in (threading.get_native_id(), *self.carriers, worker):
-            if thread not in self._elsewhere:
-                with suppress(OSError):  # one that has ended, or a sandbox: then Linux places it
+        # A thread that has ended, a sandbox, no /proc: then Linux places it.
+        with suppress(OSError, ValueError, IndexError):
+            if not self._elsewhere:
+                self._cpu = {_cpu_at_hand()}
+            for thread in (threading.get_native_id(), *self.carriers, worker):
+                if thread not in self._elsewhere:
                     self._elsewhere[thread] = os.sched_getaffinity(thread)
                     os.sched_setaffinity(thread, self._cpu)
 
@@ -58,6 +60,12 @@ class Affinity:
                 with suppress(OSError):
                     os.sched_setaffinity(thread, cpus)
             self._elsewhere.clear()
+
+    def let_loose(self) -> None:
+        """Let the thread that calls run wherever this process might from its start."""
+        if self._anywhere:
+            with suppress(OSError):
+                os.sched_setaffinity(0, self._anywhere)
 
 
 def _cpu_at_hand() -> int:

@@ -10,6 +10,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 
 import structlog
@@ -77,12 +78,20 @@ class Daemon:
         self._next_job = 0
         self._draining = False
         self._ticker: asyncio.Task[None] | None = None
-        self._devices = Devices(devices, self._arena, self._event, self._lost, threads=threads, worker=worker)
+        self.affinity = Affinity()
+        self._devices = Devices(
+            devices,
+            self._arena,
+            self._event,
+            self._lost,
+            self.affinity.scatter,
+            threads=threads,
+            worker=worker,
+        )
         self._supply = Supply(self._store, self._bulk)
         self.settle_claims = self._supply.settle_claims
-        self._express = Express(self._store, self._devices)
+        self._express = Express(self._store)
         self.slot = self._express.slot
-        self.affinity = Affinity()
         self._watch()
 
     def _watch(self) -> None:
@@ -104,6 +113,9 @@ class Daemon:
     # ── life ──────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
+        # Threads inherit where they may run from whoever starts them.
+        executor = ThreadPoolExecutor(thread_name_prefix="farsum", initializer=self.affinity.let_loose)
+        asyncio.get_running_loop().set_default_executor(executor)
         self._warm_ahead()
         self._devices.start()
         self._ticker = asyncio.get_running_loop().create_task(self._tick_forever())
@@ -184,7 +196,8 @@ class Daemon:
         if self._draining:
             self.metrics.rejected.labels("draining").inc()
             raise Draining("the server is stopping and takes no new work")
-        known, form = self._forms.known(request.form), self._forms.get(request.form)
+        known = self._forms.known(request.form)
+        form = self._forms.get(request.form)
         wire.check_contents(form, request.contents)
         if request.watch_s:
             wire.check_watched(form)
@@ -198,11 +211,9 @@ class Daemon:
             return None
         if begun is None:
             self._next_job += 1
-            if known:
-                self._express.prepare(request.form, form)
         job = Job(
             self._next_job, client, form, found.start, found.blocks, found.pins, answer, on_progress if request.progress else None,
-            time.perf_counter(), missing=found.missing, keep=request.keep, slot=begun.slot if begun else None,
+            time.perf_counter(), missing=found.missing, keep=request.keep, slot=begun.slot if begun else None, known=known,
         )  # fmt: skip
         self._jobs[job.id] = job
         client.jobs.add(job.id)
@@ -211,7 +222,8 @@ class Daemon:
             job.timer = asyncio.get_running_loop().call_later(
                 min(request.deadline_s, 1e6), self._end_early, job, DeadlineExceeded(text)
             )
-        self._handle(queue.Submit(job.id, client.tenant, form.cost / (NODES_PER_S * SLICE_S)), begun)
+        there = begun.slot.device.process.number if begun else None
+        self._handle(queue.Submit(job.id, client.tenant, form.cost / (NODES_PER_S * SLICE_S), there), begun)
         return job.id
 
     def cancel(self, job_id: int) -> None:
@@ -244,8 +256,8 @@ class Daemon:
                     if job.began is None:
                         job.began = time.perf_counter()
                         self.metrics.waited(job.began - job.asked)
-                    if begun and (begun.job, begun.slot.device.process.number) != (job_id, worker):
-                        raise queue.Impossible(f"{begun}, and the queue starts {job_id} on {worker}")
+                    if job.known and not begun:
+                        self._express.prepare(self._devices[worker], job.start.form, job.form)
                     self._send(worker, job_id, None if begun else job.start)
                 case queue.Step(worker, job_id):
                     self._send(worker, job_id, wire.Step())
@@ -305,7 +317,6 @@ class Daemon:
 
     def _lost(self, worker: int) -> None:
         self.metrics.restarts.inc()
-        self.affinity.scatter()  # or the successor would inherit it
         self._express.lost(worker)
         if self._devices.lost(worker):
             self._handle(queue.WorkerLost(worker))

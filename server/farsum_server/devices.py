@@ -34,7 +34,10 @@ class Device:
 
 
 class Devices:
-    """One worker for each name of a device; see WorkerProcess for `on_event` and `on_lost`. `stop` ends them for good."""
+    """One worker for each name of a device; see WorkerProcess for `on_event` and `on_lost`. `stop` ends them for good.
+
+    before_start   called before a process is started, which inherits much of this one
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class Devices:
         arena: Arena,
         on_event: OnEvent,
         on_lost: Callable[[int], None],
+        before_start: Callable[[], None],
         *,
         threads: int | None,
         worker: str,
@@ -50,6 +54,7 @@ class Devices:
             Device(WorkerProcess(n, arena, on_event, on_lost, threads=threads, worker=worker, device=name))
             for n, name in enumerate(names)
         ]
+        self._before_start = before_start
         self._stopped = False
 
     def __iter__(self) -> Iterator[Device]:
@@ -70,6 +75,7 @@ class Devices:
     def _spawn(self, device: Device) -> None:
         if not self._stopped:
             device.started = time.monotonic()
+            self._before_start()
             device.process.start()
 
     async def wait_ready(self, timeout_s: float) -> bool:

@@ -7,8 +7,8 @@ For a daemon that has nothing else to do. What takes longer than a moment is the
 from __future__ import annotations
 
 import itertools
+import time
 from collections import OrderedDict
-from collections.abc import Iterable
 
 from farsum_kernels.job import RANGES, Spec
 from farsum_proto import wire
@@ -18,8 +18,8 @@ from farsum_server.store import Store
 
 # A job of fewer node evaluations is waited for in place, for so long at most: the loop stands still meanwhile.
 SMALL_NODES, SMALL_S = 3e7, 0.001
-# A form is not waited for any more after so many jobs in a row that took longer.
-MISSES = 3
+# After so many jobs in a row that took longer, a form is not waited for during so many seconds.
+MISSES, PAUSE_S = 3, 1.0
 # How many forms a worker has prepared at once, and how long each may be: sessions keep them too.
 SLOTS, FORM_BYTES = 32, 8 << 10
 
@@ -27,9 +27,8 @@ SLOTS, FORM_BYTES = 32, 8 << 10
 class Express:
     """Asks the workers of one daemon. `sent` counts the bytes of the results."""
 
-    def __init__(self, store: Store, devices: Iterable[Device]) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._devices = devices
         self._numbers = itertools.count(1)
         # Of each worker, by their forms, the one asked for last at the end.
         self._slots: dict[int, OrderedDict[bytes, Slot]] = {}
@@ -41,14 +40,17 @@ class Express:
         None when nothing was done, and Begun when a worker has the job.
         """
         process = slot.device.process
-        if not slot.ready or slot.misses >= MISSES or not process.free:
+        if not slot.ready or (slot.misses >= MISSES and time.monotonic() < slot.later):
             return None
         places = None
         if slot.rooms.named and (places := self._places(tenant, slot, packet)) is None:
             return None
-        said = process.exchange(job, wire.headed(packet, slot.number, job, places), SMALL_S)
+        if not process.offer(wire.headed(packet, slot.number, job, places)):
+            return None
+        said = process.answer(job, SMALL_S)
         if said is None:
             slot.misses += 1
+            slot.later = time.monotonic() + PAUSE_S
             return Begun(job, slot)
         slot.misses = 0
         self._slots[process.number].move_to_end(slot.form)
@@ -72,10 +74,9 @@ class Express:
 
     # ── what is prepared ──────────────────────────────────────────────────────────────────────────
 
-    def prepare(self, data: bytes, form: wire.Form) -> None:
-        """A form came again: have it prepared if it is small."""
-        device = next((d for d in self._devices if d.about and d.process.free), None)
-        if device is None or len(data) > FORM_BYTES or not _is_small(form):
+    def prepare(self, device: Device, data: bytes, form: wire.Form) -> None:
+        """A form came again and goes to this worker: have it prepared there if it is small."""
+        if len(data) > FORM_BYTES or not _is_small(form):
             return
         slots = self._slots.setdefault(device.process.number, OrderedDict())
         slot = slots.get(data)
@@ -98,7 +99,7 @@ class Express:
         slots = self._slots.get(device.process.number) or OrderedDict()
         if slot := next((s for s in slots.values() if s.number == event.number), None):
             slot.plan, slot.asked = event.plan, bool(event.plan)
-            slot.alone = wire.decode_plan(event.plan).get("threads", "1") == "1"
+            slot.alone = event.alone
 
     def lost(self, worker: int) -> None:
         """The process ended, and with it all that it had prepared."""

@@ -136,9 +136,11 @@ class Session:
         slot = self._daemon.slot(form)
         if slot is None:
             return 0
-        self._slots[slot.number] = slot
-        if len(self._slots) > MAX_NUMBERS:
-            del self._slots[next(iter(self._slots))]
+        if slot.number not in self._slots:
+            self._slots = {n: held for n, held in self._slots.items() if not held.lost}
+            if len(self._slots) == MAX_NUMBERS:
+                del self._slots[next(iter(self._slots))]
+            self._slots[slot.number] = slot
         return slot.number
 
     def _ask(self, id_: int, request: wire.Request, begun: Begun | None = None) -> None:

@@ -48,6 +48,7 @@ class Job:
     missing: tuple[bytes, ...] = ()  # of an outlook: the arrays that are not here
     keep: bytes = b""  # the token that is to hold the results
     slot: Slot | None = None  # by which its worker has it
+    known: bool = False  # its form has come before
     untouched: bool = False  # its worker compiles it, or has, and waits: nothing reads or writes its memory
 
 
@@ -59,6 +60,7 @@ class Slot:
     asked    the worker knows of it, and has it ready once there is a plan
     alone    its jobs run on one thread
     misses   so many in a row took too long to be waited for
+    later    when the next one may be waited for all the same
     lost     the worker has it no more
     """
 
@@ -71,6 +73,7 @@ class Slot:
     plan: bytes = b""
     alone: bool = False
     misses: int = 0
+    later: float = 0.0
     lost: bool = False
 
     @property

@@ -136,7 +136,7 @@ class Performer:
             return wire.Prepared(prepare.number, b"")
         made = Prepared(self._worker, form, self.inbox, self._arena.view)
         self._prepared[prepare.number] = made
-        return wire.Prepared(prepare.number, made.plan)
+        return wire.Prepared(prepare.number, made.plan, made.alone)
 
     def _outlook(self, start: wire.Start) -> wire.Finished:
         form = self._forms.get(start.form)

@@ -18,7 +18,10 @@ def address_of(memory: memoryview) -> int:
 
 
 class Prepared:
-    """Jobs of one form, whose packets lie in `inbox` and whose named arrays lie in `arena`."""
+    """Jobs of one form, whose packets lie in `inbox` and whose named arrays lie in `arena`.
+
+    alone   they run on the calling thread and no other
+    """
 
     def __init__(self, worker: Any, form: wire.Form, inbox: memoryview, arena: memoryview) -> None:
         assert isinstance(form.spec, Spec)
@@ -32,10 +35,12 @@ class Prepared:
         ]
         shapes = {n: face.shape for n, face in zip(form.indices, form.faces, strict=True)}
         self._repeated = worker.repeated(form.spec, shapes, self._outputs)
+        self.alone = False
         if self._repeated is None:
             self.plan = wire.encode_plan(worker.outlook(form.spec, shapes))
             return
         self.plan = wire.encode_plan(self._repeated.words)
+        self.alone = self._repeated.words["threads"] == "1"
         order = [form.indices.index(n) for n in self._repeated.indices]
         here, self._there = address_of(inbox), address_of(arena)
         self._addresses = [here + rooms.starts[n] for n in order]

@@ -199,30 +199,38 @@ class WorkerProcess:
             self._unsent.popleft()
         asyncio.get_running_loop().remove_writer(self._channel.fileno())
 
-    @property
-    def free(self) -> bool:
-        """Can it be sent something at once?"""
-        return self._channel is not None and not self._unsent
+    def offer(self, packet: bytes) -> bool:
+        """Send a packet of numbers, whose answer `answer` waits for, if that can be done at once."""
+        if self._channel is None or self._unsent:
+            return False
+        try:
+            self._channel.send(packet)
+        except OSError:
+            return False  # its buffer is full; or it has ended, which the reader sees and reports
+        return True
 
-    def exchange(self, job: int, packet: bytes, seconds: float) -> bytes | None:
-        """Send a packet of numbers, and wait here for its answer: sooner done than going round the loop.
+    def answer(self, job: int, seconds: float) -> bytes | None:
+        """Wait here for the answer to a packet: sooner done than going round the loop.
 
         None when it does not come in time, or something else does: that is reported like any event.
         """
         channel = self._channel
-        assert channel is not None and not self._unsent
+        assert channel is not None
         try:
-            channel.send(packet)
             if not self._poll.poll(1000 * seconds):
                 return None
-            answer = channel.recv(wire.PACKET_BYTES + 1)
+            packet = channel.recv(wire.PACKET_BYTES + 1)
         except OSError:
             return None  # the reader sees the end of the channel and reports it
-        if answer and answer[0] == wire.NUMBERS and wire.decode_head(answer)[0] == job:
-            return answer
-        if answer:
-            asyncio.get_running_loop().call_soon(self._take, answer)
+        if packet and packet[0] == wire.NUMBERS and wire.decode_head(packet)[0] == job:
+            return packet
+        if packet:
+            asyncio.get_running_loop().call_soon(self._take_later, channel, packet)
         return None
+
+    def _take_later(self, channel: socket.socket, packet: bytes) -> None:
+        if channel is self._channel:  # of a process that has ended everything was reported
+            self._take(packet)
 
     def _readable(self) -> None:
         assert self._channel is not None

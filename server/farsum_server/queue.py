@@ -40,11 +40,12 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A new job. `cost` is its estimated length in slices."""
+    """A new job. `cost` is its estimated length in slices; `worker` is free and has it already, if not None."""
 
     job: int
     tenant: str = "default"
     cost: float = 1.0
+    worker: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,8 @@ class Queue:
     def _submit(self, event: Submit) -> list[Action]:
         if event.job in self._jobs:
             raise self._impossible(self._jobs[event.job], event)
+        if event.worker is not None and self._workers.get(event.worker, 0) is not None:
+            raise Impossible(f"{event}, and that worker is not free")
         if len(self._jobs) - self._doomed >= self._limit:
             return [Reject(event.job, sum(j.left for j in self._jobs.values()))]
         self._count += 1
@@ -213,7 +216,14 @@ class Queue:
             self._tenants[event.tenant] = _Tenant()
             self._turns.append(event.tenant)
         self._tenants[event.tenant].jobs[job.id] = job
-        return []
+        return [] if event.worker is None else [self._assign(job, event.worker)]
+
+    def _assign(self, job: _Job, worker: int) -> Start | Step:
+        action = Step(worker, job.id) if job.state is State.PARKED else Start(worker, job.id)
+        job.story.append((job.state, action))
+        job.state, job.worker = State.RUNNING, worker
+        self._workers[worker] = job.id
+        return action
 
     @property
     def _doomed(self) -> int:
@@ -304,11 +314,7 @@ class Queue:
         actions: list[Action] = []
         for worker, running in self._workers.items():
             if running is None and (job := self._choose(worker)):
-                action = Step(worker, job.id) if job.state is State.PARKED else Start(worker, job.id)
-                actions.append(action)
-                job.story.append((job.state, action))
-                job.state, job.worker = State.RUNNING, worker
-                self._workers[worker] = job.id
+                actions.append(self._assign(job, worker))
         return actions
 
     def _choose(self, worker: int) -> _Job | None:

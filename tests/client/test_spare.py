@@ -83,6 +83,17 @@ def test_what_does_not_fit_is_left() -> None:
 
 
 @frees
+def test_where_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(spare, "_fresh", nothing)
+    assert spare.room(LARGE).flags.owndata, "NumPy may find some"
+    with pytest.raises(MemoryError):
+        spare.room(1 << 60)
+
+
+@frees
 def test_no_more_waits_than_is_allowed() -> None:
     rooms = [spare.room(LARGE) for _ in range(spare.MOST + 2)]
     rooms.clear()

@@ -56,7 +56,9 @@ def test_the_same_numbers(name: str, m: int, n: int, batch: tuple[int, ...]) -> 
 def none_for(spec: Spec, shapes: dict[int, tuple[int, ...]]) -> bool:
     own = {k: np.zeros(shape, spec.dtype) for k, shape in shapes.items() if k not in RANGES}
     extent = check_arrays(spec, own)
-    return CpuBackend(2).compile(spec).repeated(shapes, extent, []) is None
+    outputs = zip(output_shapes(spec, extent), output_dtypes(spec), strict=True)
+    into = [np.empty(shape, dtype) for shape, dtype in outputs]
+    return CpuBackend(2).compile(spec).repeated(shapes, extent, into) is None
 
 
 def test_where_it_depends_on_the_numbers_how_it_is_computed() -> None:
@@ -69,6 +71,16 @@ def test_where_it_depends_on_the_numbers_how_it_is_computed() -> None:
     narrow = Spec(node("Exp", node("Minus", DISTANCE)), "Sum", 1, "float32")
     assert none_for(narrow, {0: (40_000, 3), 1: (40_000, 3)}), "culled"
     assert none_for(narrow, {0: (5, 3), 1: (6, 3), **{place: (1, 2) for place in RANGES}}), "ranges"
+
+
+def test_what_would_keep_much() -> None:
+    weights = node("Exp", node("Minus", node("Sum", Y)))
+    assert none_for(
+        Spec(node("Mult", node("Sum", X), weights), "Sum", 1, "float32"), {0: (1, 3), 1: (500_000, 3)}
+    )
+    assert not none_for(
+        Spec(node("Mult", node("Sum", X), weights), "Sum", 1, "float32"), {0: (1, 3), 1: (50_000, 3)}
+    )
 
 
 def test_what_is_copied_or_not_computed_at_all() -> None:

@@ -53,6 +53,19 @@ def test_a_job_from_submit_to_finish() -> None:
     assert len(queue) == 0
 
 
+def test_a_job_that_a_worker_has_already_stays_there() -> None:
+    queue = up()
+    queue.handle(WorkerUp(1))
+    assert queue.handle(Submit(1, worker=1)) == [Start(1, 1)]
+    assert queue.handle(Submit(2)) == [Start(0, 2)]
+    for worker in (0, 1, 7):  # at work, and not there
+        with pytest.raises(Impossible, match="is not free"):
+            queue.handle(Submit(3, worker=worker))
+    assert len(queue) == 2
+    assert queue.handle(WorkerLost(1)) == []
+    assert queue.handle(Finished(2)) == [Forget(2), Start(0, 1)]
+
+
 def test_a_job_waits_for_a_worker() -> None:
     queue = Queue(10)
     assert queue.handle(Submit(1)) == []
@@ -220,6 +233,14 @@ class Machine(RuleBasedStateMachine):
         self.next += 1
         self.accepted.add(self.next)
         self.feed(Submit(self.next, tenant, cost))
+
+    @precondition(lambda self: any(job is None for job in self.workers.values()))
+    @rule(data=st.data(), cost=st.floats(0, 1000))
+    def submit_there(self, data: st.DataObject, cost: float) -> None:
+        worker = data.draw(st.sampled_from([w for w, job in self.workers.items() if job is None]))
+        self.next += 1
+        self.accepted.add(self.next)
+        self.feed(Submit(self.next, "a", cost, worker))
 
     @rule(worker=st.integers(0, 2))
     def come_up(self, worker: int) -> None:

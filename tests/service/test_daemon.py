@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -24,7 +26,7 @@ from farsum_kernels.errors import (
 from farsum_proto import wire
 from farsum_server.clients import Client
 from farsum_server.daemon import Daemon
-from farsum_server.express import MISSES, SLOTS
+from farsum_server.express import FORM_BYTES, MISSES, PAUSE_S, SLOTS
 from farsum_server.jobs import Begun, Limits, Slot
 from farsum_server.metrics import Metrics
 from tests.service.server import gaussian_sum
@@ -313,8 +315,12 @@ def test_small_jobs_that_take_longer_than_was_thought() -> None:
             assert isinstance(begun, Begun) and slot.misses == before + 1
             assert isinstance(await answer, wire.Outputs)
         begun, answer = say(daemon, Client(), slot, packet(slot))
-        assert begun is None, "nobody waits for it any more"
+        assert begun is None, "nobody waits for it for a while"
         assert isinstance(await answer, wire.Outputs)
+        await asyncio.sleep(PAUSE_S)
+        begun, answer = say(daemon, Client(), slot, packet(slot))
+        assert begun is not None
+        await answer
 
     with_daemon("Quick", scenario)
 
@@ -372,15 +378,51 @@ def test_named_arrays_that_are_gone_are_asked_for() -> None:
 
 def test_what_is_not_small_is_not_prepared() -> None:
     async def scenario(daemon: Daemon) -> None:
-        many = request(5)
-        form = wire.encode_form(gaussian_sum(), {0: (5, 3), 1: (1 << 22, 3), 2: (1, 1)})
-        daemon._express.prepare(form, replace(wire.decode_form(many.form), cost=1e9))
-        assert isinstance(await ask(daemon, Client(), large_request()), wire.Outputs)
-        assert isinstance(await ask(daemon, Client(), large_request()), wire.Outputs)
-        await asyncio.sleep(0.05)
+        form = wire.decode_form(request(5).form)
+        for data, costly in ((b"", replace(form, cost=1e9)), (bytes(FORM_BYTES + 1), form)):
+            daemon._express.prepare(daemon._devices[0], data, costly)
+        for _ in range(3):
+            assert isinstance(await ask(daemon, Client(), large_request()), wire.Outputs)
         assert not any(daemon._express._slots.values())
 
     with_daemon("Quick", scenario)
+
+
+def test_a_worker_whose_channel_is_full_is_not_waited_for() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        slot = await prepared(daemon, Client(), request(5))
+        process = slot.device.process
+        assert process.pid
+        os.kill(process.pid, signal.SIGSTOP)
+        while process.offer(packet(slot)):
+            pass
+        begun, answer = say(daemon, Client(), slot, packet(slot))
+        assert begun is None, "nothing was sent, so nothing has begun"
+        os.kill(process.pid, signal.SIGKILL)
+        assert isinstance(await answer, wire.Outputs)
+
+    with_daemon("Quick", scenario)
+
+
+def test_a_small_job_stays_with_the_worker_that_has_it() -> None:
+    async def scenario(daemon: Daemon) -> None:
+        slot = await prepared(daemon, Client(), request(5))
+        first = slot.device.process
+        assert first.number == 0 and first.pid
+        os.kill(first.pid, signal.SIGKILL)  # so that the queue has the other one first
+        await until(lambda: slot.lost)
+        assert await daemon.wait_ready(30)
+        slots = [await prepared(daemon, Client(), request(rows)) for rows in (6, 7)]
+        there = Slot(99, daemon._devices[0], b"", slots[0].decoded, slots[0].rooms)
+        daemon._express.prepare(there.device, slots[0].form, slots[0].decoded)
+        await until(lambda: daemon._express._slots[0][slots[0].form].ready)
+        slot = daemon._express._slots[0][slots[0].form]
+        begun, answer = say(daemon, Client(), slot, packet(slot, first=13))
+        assert isinstance(begun, Begun) and begun.slot.device.process.number == 0
+        assert isinstance(await answer, wire.Outputs)
+        assert "farsum_inflight_requests 0.0" in daemon.metrics.page().decode()
+
+    with_daemon("Quick", scenario, workers=2)
 
 
 def test_the_form_that_was_used_least_recently_makes_room() -> None:

@@ -158,6 +158,19 @@ def test_a_number_that_a_session_has_forgotten(engine: RemoteEngine, messages: l
     assert wire.is_numbers(messages[-1]) and len(messages) == 3, "and has a number again"
 
 
+def test_a_worker_s_successor_gives_new_numbers(messages: list[bytes]) -> None:
+    with running() as server, engine_on(server, away_s=30.0) as engine:
+        prepared, arrays = engine.prepare(gaussian_sum()), points(20, 30)
+        for _ in range(3):
+            prepared.run(arrays)
+        (before,) = engine.session.stream().known.values()
+        psutil.Process(server.worker_pid()).kill()
+        for _ in range(4):
+            prepared.run(arrays)
+        (after,) = engine.session.stream().known.values()
+        assert after.number > before.number
+
+
 def test_workers_and_servers_that_die_between_two_calls() -> None:
     spec, arrays, other = gaussian_sum(), points(20, 30), points(21, 30)
     with running() as first, engine_on(first, away_s=30.0) as engine:
@@ -268,6 +281,8 @@ def test_the_threads_of_small_calls_stay_together_while_they_come() -> None:
         prepared.run(points(21, 30))
         worker = psutil.Process(server.worker_pid())
         assert apart(), "a successor inherits nothing"
+        threads = [t.id for p in (worker, daemon) for t in p.threads()]
+        assert all(os.sched_getaffinity(t) == set(everywhere) for t in threads)
 
 
 def test_the_last_word_of_a_closed_session(server: Server) -> None:

@@ -97,12 +97,14 @@ class Compiling(_message.Message):
     def __init__(self) -> None: ...
 
 class Prepared(_message.Message):
-    __slots__ = ("number", "plan")
+    __slots__ = ("number", "plan", "alone")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
     number: int
     plan: bytes
-    def __init__(self, number: _Optional[int] = ..., plan: _Optional[bytes] = ...) -> None: ...
+    alone: bool
+    def __init__(self, number: _Optional[int] = ..., plan: _Optional[bytes] = ..., alone: bool = ...) -> None: ...
 
 class Progressed(_message.Message):
     __slots__ = ("share", "values")

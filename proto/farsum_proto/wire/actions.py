@@ -51,10 +51,11 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """`plan` is that of each such job; empty where the form is not compiled here."""
+    """`plan` is that of each such job, empty where the form is not compiled here; `alone` says that one thread runs them."""
 
     number: int
     plan: bytes
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +157,8 @@ def encode_event(job: int, event: Event) -> bytes:
             if stopped:
                 fill_stopped(message.finished.stopped, stopped)
             message.finished.SetInParent()
-        case Prepared(number, plan):
-            message.prepared.number, message.prepared.plan = number, plan
+        case Prepared(number, plan, alone):
+            message.prepared.number, message.prepared.plan, message.prepared.alone = number, plan, alone
             message.prepared.SetInParent()
         case Failure(error):
             message.failed.CopyFrom(error_message(error))
@@ -178,7 +179,8 @@ def decode_event(data: bytes) -> tuple[int, Event]:
         case "failed":
             return message.job, Failure(error_named(message.failed.name, message.failed.message))
         case "prepared":
-            return message.job, Prepared(message.prepared.number, message.prepared.plan)
+            prepared = message.prepared
+            return message.job, Prepared(prepared.number, prepared.plan, prepared.alone)
         case "ready":
             ready = message.ready
             return message.job, Ready(Device(ready.name, ready.kind, ready.threads))

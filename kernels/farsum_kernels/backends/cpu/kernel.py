@@ -53,6 +53,8 @@ MAX_TEXT_BYTES = 16 << 20
 MAX_INT32, MAX_FLOAT32 = (1 << 31) - 1, 1 << 24
 _POINTERS = (c_void_p,) * 6
 MAX_GROUNDS = 64
+# What a repeated job may keep of its columns between two times.
+REPEATED_BYTES = 1 << 20
 
 
 class Code(NamedTuple):
@@ -201,7 +203,10 @@ class Kernel:
         over_j = reduced_over_j(self.spec, extent)
         asks = (self._certified or self._filter) and large_enough_to_ask(extent)
         culls = self.points is not None and culling.large_enough(self, over_j)
+        packed = self.text.packed * (over_j.n + self.layout.lanes) * prod(extent.batch) * self.dtype.itemsize
         if over_j.pairs == 0 or RANGES[0] in shapes or asks or culls or self.dtype.name != self.spec.dtype:
+            return None
+        if packed > REPEATED_BYTES:
             return None
         launch = self.bind({n: np.zeros(shape, self.dtype) for n, shape in shapes.items()}, extent)
         return Repeated(launch, into) if launch.plan.slices == 1 else None

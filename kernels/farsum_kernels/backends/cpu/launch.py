@@ -91,6 +91,10 @@ class Launch:
         self._done = 0
         self._pack()
 
+    def forget_arrays(self) -> None:
+        """It is computed on others from now on."""
+        self._arrays = []
+
     def _room_to_pack(self) -> list[Array]:
         """Memory for what depends on a column alone."""
         kernel, batches = self._kernel, self._ground.batches
@@ -267,6 +271,7 @@ class Repeated:
     def __init__(self, launch: Launch, into: Sequence[Array]) -> None:
         self._launch, self._into = launch, into
         self._moves = launch.moves(into)
+        launch.forget_arrays()
         self.indices: Sequence[int] = launch.indices
         self.words = launch.words
 
