@@ -14,7 +14,8 @@ from typing import Generic, Protocol, TypeVar
 from farsum_kernels.formula.lower import Program, Terms
 from farsum_kernels.formula.reductions import Kind, Reduction
 from farsum_kernels.job import Extent
-from farsum_kernels.scalar.ir import LEAVES, Loop, Prim
+from farsum_kernels.scalar.indices import Loop
+from farsum_kernels.scalar.ir import LEAVES, Prim
 
 # Columns between two flushes of a partial sum into its float64 total. A sum of 16 terms in float32 is as
 # exact as its terms; past that the error of the sum shows (docs/accuracy.md). The states of the shifted

@@ -8,7 +8,8 @@ from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.expr import I, J, P, node, variable
 from farsum_kernels.formula.lower import Want, lower
 from farsum_kernels.scalar.check import check
-from farsum_kernels.scalar.ir import MAX_INSTRUCTIONS, Affine, Block, Fold, Instr, Loop, Prim
+from farsum_kernels.scalar.indices import Affine, Loop
+from farsum_kernels.scalar.ir import MAX_INSTRUCTIONS, Block, Fold, Instr, Prim
 
 x, y, p = variable(0, 3, I), variable(1, 3, J), variable(2, 1, P)
 

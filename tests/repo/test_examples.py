@@ -128,6 +128,9 @@ class WrongPrepared:
         result = self.prepared.run(arrays, options)
         return replace(result, values=tuple(map(self.wrong, result.values)))
 
+    def again(self, arrays: Mapping[int, Any]) -> None:
+        """It remembers nothing: all results come by `run`."""
+
     def wrong(self, values: Any) -> Any:
         values = values.copy()
         first = values[..., :1, :]

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.job import Extent, Part, Spec
-from farsum_kernels.scalar.ir import LEAVES, MASKS, I, J, Loop, Prim, number
+from farsum_kernels.scalar.indices import Loop
+from farsum_kernels.scalar.ir import LEAVES, MASKS, I, J, Prim, number
 
 Array = NDArray[Any]
 Bounds = tuple[Array, Array]

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from farsum_kernels.formula.lower import Program, Want, lower
 from farsum_kernels.formula.reductions import Kind, Reduction
 from farsum_kernels.job import RANGES, Extent, Part, Spec, extent_of, output_shapes
-from farsum_kernels.scalar.ir import LEAVES, Affine, Block, I, Instr, Loop, Prim, Val, fold, number
+from farsum_kernels.scalar.indices import Affine, Loop
+from farsum_kernels.scalar.ir import LEAVES, Block, I, Instr, Prim, Val, fold, number
 
 Array = NDArray[Any]
 

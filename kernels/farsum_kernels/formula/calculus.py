@@ -11,7 +11,8 @@ from farsum_kernels.formula.grad import check_linear, fresh, jvp, pullback, subs
 from farsum_kernels.formula.lower import Lowering, Vector
 from farsum_kernels.formula.rewrite import make, mul, spread
 from farsum_kernels.formula.tensors import joined
-from farsum_kernels.scalar.ir import Affine, Val
+from farsum_kernels.scalar.indices import Affine
+from farsum_kernels.scalar.ir import Val
 
 
 def _needs_variable(name: str, v: Expr) -> None:

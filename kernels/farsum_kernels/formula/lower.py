@@ -15,7 +15,8 @@ from farsum_kernels.errors import FormulaTooLarge
 from farsum_kernels.formula.expr import CONST, Expr, I, J, variables, walk
 from farsum_kernels.scalar import ir
 from farsum_kernels.scalar.check import check
-from farsum_kernels.scalar.ir import Affine, Block, Instr, Loop, Prim, Scope, Val
+from farsum_kernels.scalar.indices import Affine, Loop
+from farsum_kernels.scalar.ir import Block, Instr, Prim, Scope, Val
 
 Index = int | Loop | Affine
 

@@ -15,7 +15,8 @@ from farsum_kernels.errors import DimensionError, FormulaError, FormulaTooLarge
 from farsum_kernels.formula.expr import MAX_DIM, Expr, Op, constant, register
 from farsum_kernels.formula.lower import Lowering, Vector
 from farsum_kernels.formula.rewrite import add, div, make, mul, neg, spread, sub, zero
-from farsum_kernels.scalar.ir import Affine, Val
+from farsum_kernels.scalar.indices import Affine
+from farsum_kernels.scalar.ir import Val
 
 Dims = tuple[int, ...]
 

@@ -14,7 +14,8 @@ from farsum_kernels.formula.expr import Expr, Op, register
 from farsum_kernels.formula.lower import Lowering, Vector
 from farsum_kernels.formula.rewrite import make, mul, spread, total
 from farsum_kernels.scalar import ir
-from farsum_kernels.scalar.ir import Affine, Val
+from farsum_kernels.scalar.indices import Affine
+from farsum_kernels.scalar.ir import Val
 
 
 def _one(*dims: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from farsum_kernels.scalar.ir import ARITY, MASKS, Affine, Fold, Instr, Prim
+from farsum_kernels.scalar.indices import Affine
+from farsum_kernels.scalar.ir import ARITY, MASKS, Fold, Instr, Prim
 
 
 def check(code: Sequence[Instr], slots: int) -> None:

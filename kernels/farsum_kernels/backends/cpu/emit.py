@@ -15,21 +15,8 @@ from farsum_kernels.backends.cpu.text import Function
 from farsum_kernels.backends.cpu.vector import LARGEST, LLVM, Shape, Value, Vec
 from farsum_kernels.backends.fusion import fused_products
 from farsum_kernels.formula.lower import Program
-from farsum_kernels.scalar.ir import (
-    LEAVES,
-    MASKS,
-    Affine,
-    Block,
-    Fold,
-    Instr,
-    Loop,
-    Part,
-    Prim,
-    Scope,
-    Val,
-    fold,
-    number,
-)
+from farsum_kernels.scalar.indices import Affine, Loop, Part
+from farsum_kernels.scalar.ir import LEAVES, MASKS, Block, Fold, Instr, Prim, Scope, Val, fold, number
 
 Key = tuple[int, int, int]  # instruction, vector of rows, column
 DIMENSION_UNROLL = 2  # steps of a dimension loop that are written out

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.formula.reductions import Kind
 from farsum_kernels.job import Part
-from farsum_kernels.scalar.ir import Affine, I, J, Prim
+from farsum_kernels.scalar.indices import Affine
+from farsum_kernels.scalar.ir import I, J, Prim
 
 SHORTEST = 3  # components of vectors for which products by tensor cores are of use
 

@@ -20,19 +20,8 @@ from farsum_kernels.backends.cuda.text import LARGEST, Source, Value, literal
 from farsum_kernels.backends.culling import never_positive
 from farsum_kernels.backends.fusion import fused_products
 from farsum_kernels.formula.lower import Program
-from farsum_kernels.scalar.ir import (
-    MASKS,
-    Affine,
-    Fold,
-    I,
-    Instr,
-    J,
-    Loop,
-    Part,
-    Prim,
-    Scope,
-    number,
-)
+from farsum_kernels.scalar.indices import Affine, Loop, Part
+from farsum_kernels.scalar.ir import MASKS, Fold, I, Instr, J, Prim, Scope, number
 
 PAIR: Scope = frozenset({I, J})
 

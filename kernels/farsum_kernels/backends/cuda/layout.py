@@ -15,7 +15,8 @@ from farsum_kernels.formula.lower import Program, Terms
 from farsum_kernels.formula.reductions import Kind, Reduction
 from farsum_kernels.job import Extent, Part
 from farsum_kernels.plan import LONG, SLICE_S, Plan
-from farsum_kernels.scalar.ir import LEAVES, I, J, Loop, Prim
+from farsum_kernels.scalar.indices import Loop
+from farsum_kernels.scalar.ir import LEAVES, I, J, Prim
 
 # Vector dimensions up to this are written out and held in registers; longer ones become loops over panels.
 UNROLL = 16

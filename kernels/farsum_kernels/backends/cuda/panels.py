@@ -10,7 +10,8 @@ from functools import cached_property
 
 from farsum_kernels.backends.cuda.emit import PAIR, Emitter
 from farsum_kernels.backends.cuda.layout import SHARED_BYTES
-from farsum_kernels.scalar.ir import MASKS, I, J, Loop, Prim
+from farsum_kernels.scalar.indices import Loop
+from farsum_kernels.scalar.ir import MASKS, I, J, Prim
 
 PANEL_PAD = 4  # keeps the stores of a panel, eight components of four rows, on 32 different banks
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 
 from farsum_kernels.formula.lower import Program
-from farsum_kernels.scalar.ir import MASKS, Loop, Prim, Scope
+from farsum_kernels.scalar.indices import Loop
+from farsum_kernels.scalar.ir import MASKS, Prim, Scope
 
 
 class Placement:

@@ -22,7 +22,8 @@ from farsum_kernels.backends.cuda.states import LongWeights, State
 from farsum_kernels.backends.cuda.text import Source
 from farsum_kernels.formula.lower import Program
 from farsum_kernels.job import Part
-from farsum_kernels.scalar.ir import I, J, Loop
+from farsum_kernels.scalar.indices import Loop
+from farsum_kernels.scalar.ir import I, J
 
 
 class Skeleton(Panels):
