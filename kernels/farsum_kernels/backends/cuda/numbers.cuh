@@ -49,7 +49,9 @@ template <bool DOWN> __device__ __forceinline__ double fs_exp2_by(const double* 
     const double r = fma(shifted - 0x1.8p52, -1.0 / FS_POWERS, x);
     const int n = __double2loint(shifted);
     const double entry = powers[n & (FS_POWERS - 1)];
-    const double scaled = __hiloint2double(__double2hiint(entry) + (int)((unsigned)(n >> 11) << 20), __double2loint(entry));
+    // Unsigned: far below 2^-1022 the exponent leaves its range, and what that gives is dropped.
+    const unsigned high = (unsigned)__double2hiint(entry) + ((unsigned)(n >> 11) << 20);
+    const double scaled = __hiloint2double((int)high, __double2loint(entry));
     const double p = fma(fma(0x1.c6b08d704a0bfp-5, r, 0x1.ebfbdff82c58ep-3), r, 0x1.62e42fefa39efp-1) * r;
     double value = fma(scaled, p, scaled);
     if (!DOWN) value = x >= 1024.0 ? fs_inf<double>() : value;
