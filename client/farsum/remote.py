@@ -30,7 +30,8 @@ Array = NDArray[Any]
 
 SUBMIT_THREADS = 32
 MAX_PREPARED = 256
-MAX_PACKED = 8
+# How many forms of one formula are known by their numbers, and how many packets in a row are left out at most.
+MAX_PACKED, MAX_LEFT_OUT = 8, 64
 
 # The number, shape and dtype of each array of a job.
 Faces = list[tuple[int, tuple[int, ...], Any]]
@@ -244,10 +245,11 @@ class RemotePrepared:
 
     def again(self, arrays: Mapping[int, Any]) -> Result | None:
         """The result of a small job that the server knows by a number; None where it has to be asked in full."""
+        contents: list[bytes] | None = None
         for packed in self._packed:
-            if contents := packed.contents(arrays):
+            if (contents := packed.contents(arrays)) is not None:
                 break
-        else:
+        if not contents:
             return None
         session = self._engine.session
         try:
@@ -259,9 +261,13 @@ class RemotePrepared:
             return None
         reply = session.again(stream, packed.form, known.number, packed.rooms, contents)
         if isinstance(reply, wire.Said):
+            packed.went_well()
             return Result(packed.results(reply.packet), wire.decode_plan(known.plan))
-        if reply and all([value.inline is not None for value in reply.values]):
+        if isinstance(reply, wire.Outputs) and all([value.inline is not None for value in reply.values]):
+            packed.went_well()
             return Result(tuple(map(inline, reply.values)), wire.decode_plan(reply.plan))
+        if isinstance(reply, wire.Need) and reply.digests:
+            packed.missed()
         return None
 
     def _learn(self, form: bytes) -> None:
@@ -284,27 +290,42 @@ class RemotePrepared:
 
 
 class Packed:
-    """How the numbers of a small job travel whose arrays have these numbers, shapes and dtypes."""
+    """How the numbers of a small job travel whose arrays have these numbers, shapes and dtypes.
+
+    Where a named array was missing, it may be another one in each call, and is then never there: packets are left out
+    once, twice, four times, …
+    """
 
     def __init__(self, form: bytes, faces: Faces) -> None:
         decoded = wire.decode_form(form)
         self.form = form
         self.rooms = wire.Rooms(decoded)
-        self._faces = [(*face, tiny) for face, tiny in zip(faces, self.rooms.tiny, strict=True)]
+        self._faces = faces
+        self._left_out, self._next = 0, 1
         outputs = zip(decoded.outputs, self.rooms.results, strict=True)
         self._results = [(face.shape, tensor.held_as(face.dtype), start) for face, start in outputs]
 
     def contents(self, arrays: Mapping[int, Any]) -> list[bytes] | None:
-        """What fills the rooms of a packet; None where the arrays are others, or handles."""
+        """What fills the rooms of a packet, nothing if it is left out; None where the arrays are others, or handles."""
         if len(arrays) != len(self._faces):
             return None
-        contents = []
-        for n, shape, dtype, tiny in self._faces:
+        found = []
+        for n, shape, dtype in self._faces:
             array = arrays.get(n)
             if type(array) is not np.ndarray or array.shape != shape or array.dtype != dtype:
                 return None
-            contents.append(array.tobytes() if tiny else digest_of(_ordered(array)))
-        return contents
+            found.append(array)
+        if self._left_out:
+            self._left_out -= 1
+            return []
+        named = zip(found, self.rooms.tiny, strict=True)
+        return [array.tobytes() if tiny else digest_of(_ordered(array)) for array, tiny in named]
+
+    def went_well(self) -> None:
+        self._next = 1
+
+    def missed(self) -> None:
+        self._left_out, self._next = self._next, min(2 * self._next, MAX_LEFT_OUT)
 
     def results(self, packet: bytes | memoryview) -> tuple[Array, ...]:
         """The results, over memory of their own, which is writable."""

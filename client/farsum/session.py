@@ -164,10 +164,10 @@ class Session:
 
     def again(
         self, stream: Stream, form: bytes, number: int, rooms: wire.Rooms, contents: list[bytes]
-    ) -> wire.Said | wire.Outputs | None:
+    ) -> wire.Said | wire.Outputs | wire.Need | None:
         """Ask for a small job by the number that its form has on this stream.
 
-        None where it has to be asked in full, whatever came between.
+        None and Need where it has to be asked in full, whatever came between.
         """
         pending = Pending(next(self._ids), form=form)
         self._tell_released(stream)
@@ -176,7 +176,7 @@ class Session:
         except Lost:
             return None
         outcome = stream.wait(pending)
-        return outcome if isinstance(outcome, wire.Said | wire.Outputs) else None
+        return outcome if isinstance(outcome, wire.Said | wire.Outputs | wire.Need) else None
 
     def _exchange(
         self,

@@ -102,6 +102,22 @@ def test_arrays_of_any_kind(engine: RemoteEngine, messages: list[bytes]) -> None
     assert not prepared.run(arrays).values[0].any(), "an array that was changed in place is another one"
 
 
+def test_named_arrays_that_are_others_in_each_call(engine: RemoteEngine, messages: list[bytes]) -> None:
+    arrays = points(300, 40)  # of which x is named
+    prepared, local = engine.prepare(gaussian_sum()), LocalEngine().prepare(gaussian_sum())
+    for _ in range(3):
+        prepared.run(arrays)
+    assert wire.is_numbers(messages[-1])
+    del messages[:]
+    for n in range(40):
+        arrays[0] = arrays[0] + np.float32(n)
+        assert_array_equal(prepared.run(arrays).values[0], local.run(arrays).values[0])
+    assert len(messages) < 90, "two for each: what is there is asked first"
+    for _ in range(70):
+        prepared.run(arrays)
+    assert wire.is_numbers(messages[-1]), "once they stay, they are named in packets again"
+
+
 def test_options_ask_in_full(engine: RemoteEngine, messages: list[bytes]) -> None:
     prepared, arrays = engine.prepare(gaussian_sum()), points(20, 31)
     shares: list[float] = []
