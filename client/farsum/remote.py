@@ -245,11 +245,8 @@ class RemotePrepared:
 
     def again(self, arrays: Mapping[int, Any]) -> Result | None:
         """The result of a small job that the server knows by a number; None where it has to be asked in full."""
-        contents: list[bytes] | None = None
-        for packed in self._packed:
-            if (contents := packed.contents(arrays)) is not None:
-                break
-        if not contents:
+        packed = next((p for p in self._packed if p.fits(arrays)), None)
+        if packed is None or packed.left_out():
             return None
         session = self._engine.session
         try:
@@ -259,7 +256,7 @@ class RemotePrepared:
         known = stream.known.get(packed.form)
         if known is None:
             return None
-        reply = session.again(stream, packed.form, known.number, packed.rooms, contents)
+        reply = session.again(stream, packed.form, known.number, packed.rooms, packed.contents(arrays))
         if isinstance(reply, wire.Said):
             packed.went_well()
             return Result(packed.results(reply.packet), wire.decode_plan(known.plan))
@@ -305,21 +302,27 @@ class Packed:
         outputs = zip(decoded.outputs, self.rooms.results, strict=True)
         self._results = [(face.shape, tensor.held_as(face.dtype), start) for face, start in outputs]
 
-    def contents(self, arrays: Mapping[int, Any]) -> list[bytes] | None:
-        """What fills the rooms of a packet, nothing if it is left out; None where the arrays are others, or handles."""
+    def fits(self, arrays: Mapping[int, Any]) -> bool:
+        """Are they arrays of NumPy that look like these?"""
         if len(arrays) != len(self._faces):
-            return None
-        found = []
+            return False
         for n, shape, dtype in self._faces:
             array = arrays.get(n)
             if type(array) is not np.ndarray or array.shape != shape or array.dtype != dtype:
-                return None
-            found.append(array)
+                return False
+        return True
+
+    def left_out(self) -> bool:
+        """Is this attempt to be made without a packet?"""
         if self._left_out:
             self._left_out -= 1
-            return []
-        named = zip(found, self.rooms.tiny, strict=True)
-        return [array.tobytes() if tiny else digest_of(_ordered(array)) for array, tiny in named]
+            return True
+        return False
+
+    def contents(self, arrays: Mapping[int, Any]) -> list[bytes]:
+        """What fills the rooms of a packet."""
+        rows = zip(self._faces, self.rooms.tiny, strict=True)
+        return [arrays[n].tobytes() if tiny else digest_of(_ordered(arrays[n])) for (n, *_), tiny in rows]
 
     def went_well(self) -> None:
         self._next = 1

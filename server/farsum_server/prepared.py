@@ -33,6 +33,8 @@ class Prepared:
             np.ndarray(face.shape, held_as(face.dtype), self._outbox, offset)
             for face, offset in zip(form.outputs, rooms.results, strict=True)
         ]
+        # Of the named arrays, where their places are in the inbox.
+        self._places = dict(zip(rooms.named, rooms.places, strict=True))
         shapes = {n: face.shape for n, face in zip(form.indices, form.faces, strict=True)}
         self._repeated = worker.repeated(form.spec, shapes, self._outputs)
         self.alone = False
@@ -44,9 +46,7 @@ class Prepared:
         order = [form.indices.index(n) for n in self._repeated.indices]
         here, self._there = address_of(inbox), address_of(arena)
         self._addresses = [here + rooms.starts[n] for n in order]
-        # Which of them are of named arrays, and where the places of these are.
-        where = dict(zip(rooms.named, rooms.places, strict=True))
-        self._named = [(slot, where[n]) for slot, n in enumerate(order) if n in where]
+        self._named = [(slot, self._places[n]) for slot, n in enumerate(order) if n in self._places]
 
     def run(self, number: int, job: int) -> memoryview:
         """The packet that answers the one in the inbox. It is good until the next one."""
@@ -65,12 +65,11 @@ class Prepared:
     def _bound(self) -> tuple[dict[int, NDArray[Any]], list[NDArray[Any]], dict[int, bytes]]:
         """The arrays of the packet, where the results go, and the digests of the named arrays."""
         rooms, arrays, digests = self._rooms, {}, {}
-        where = dict(zip(rooms.named, rooms.places, strict=True))
         for n, (index, face) in enumerate(zip(self._form.indices, self._form.faces, strict=True)):
             memory, offset = self._inbox, rooms.starts[n]
-            if n in where:
+            if n in self._places:
                 digests[index] = bytes(memory[offset : offset + wire.DIGEST_BYTES])
-                memory, offset = self._arena, wire.place_in(self._inbox, where[n])
+                memory, offset = self._arena, wire.place_in(self._inbox, self._places[n])
             arrays[index] = np.ndarray(face.shape, held_as(face.dtype), memory, offset)
             arrays[index].setflags(write=False)
         return arrays, self._outputs, digests

@@ -42,7 +42,7 @@ def fragments(message: bytes) -> list[bytes]:
 
 
 class Joiner:
-    """Rooms back to messages."""
+    """Packets back to messages."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []

@@ -413,8 +413,7 @@ def test_a_small_job_stays_with_the_worker_that_has_it() -> None:
         await until(lambda: slot.lost)
         assert await daemon.wait_ready(30)
         slots = [await prepared(daemon, Client(), request(rows)) for rows in (6, 7)]
-        there = Slot(99, daemon._devices[0], b"", slots[0].decoded, slots[0].rooms)
-        daemon._express.prepare(there.device, slots[0].form, slots[0].decoded)
+        daemon._express.prepare(daemon._devices[0], slots[0].form, slots[0].decoded)
         await until(lambda: daemon._express._slots[0][slots[0].form].ready)
         slot = daemon._express._slots[0][slots[0].form]
         begun, answer = say(daemon, Client(), slot, packet(slot, first=13))

@@ -6,13 +6,11 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from farsum import stream as stream_module
 from farsum.remote import RemoteEngine
 from farsum_kernels.errors import (
     Cancelled,
@@ -31,20 +29,6 @@ from farsum_server.engine import LocalEngine
 from tests.programs.recipes import doubling, endless, power_arrays, power_iteration, step
 from tests.service.server import Server, engine_on, gaussian_sum, points, running
 from tests.service.test_faults import until
-
-
-@pytest.fixture
-def messages(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Every message that a session sends."""
-    sent: list[bytes] = []
-    send = stream_module.Stream.send
-
-    def counted(stream: Any, data: bytes, pending: Any) -> None:
-        sent.append(data)
-        send(stream, data, pending)
-
-    monkeypatch.setattr(stream_module.Stream, "send", counted)
-    return sent
 
 
 @pytest.mark.parametrize("n, below", [(50, None), (20_000, None), (400, 1e-6)])

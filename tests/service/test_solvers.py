@@ -13,7 +13,6 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import farsum
-from farsum import stream as stream_module
 from farsum.numpy import KernelSolve, LazyTensor, Vi, Vj
 from farsum_kernels.errors import DeadlineExceeded, SolverDidNotConverge
 from tests.service.server import Server, running
@@ -30,19 +29,6 @@ def there(server: Server) -> Iterator[Any]:
     farsum.connect(server.target)
     yield server
     farsum.disconnect()
-
-
-@pytest.fixture
-def messages(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    sent: list[bytes] = []
-    send = stream_module.Stream.send
-
-    def counted(stream: Any, data: bytes, pending: Any) -> None:
-        sent.append(data)
-        send(stream, data, pending)
-
-    monkeypatch.setattr(stream_module.Stream, "send", counted)
-    return sent
 
 
 def kernel() -> LazyTensor:
